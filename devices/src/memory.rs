@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Guest memory as devices see it, and who must be told when it changes.
+
+use std::fmt;
+
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+
+/// One consistent view of all of guest memory.
+pub type GuestMemory = GuestMemoryMmap<()>;
+
+/// A handle from which a device takes the present view, once per batch of work. Hotplug replaces the
+/// view; nobody keeps one across a wait.
+pub type GuestMemoryHandle = GuestMemoryAtomic<GuestMemory>;
+
+/// One piece of guest-physical memory backed by host memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRegion {
+    /// Guest-physical address of its first byte.
+    pub guest: GuestAddress,
+    /// Size in bytes.
+    pub size: u64,
+    /// Address of its first byte in this process.
+    pub host: u64,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+/// Somebody who keeps a copy of the memory map: the hypervisor, vhost, vhost-user, VFIO.
+///
+/// Listeners are called in the order of their registration, and only when all have accepted a new
+/// region does the guest hear of it. If one refuses, those before it are told to remove it again.
+pub trait MemoryListener: Send {
+    /// A name for error messages.
+    fn name(&self) -> &'static str;
+
+    /// Make `region` usable.
+    ///
+    /// # Errors
+    /// What was attempted and why it failed.
+    fn add(
+        &mut self,
+        region: &MemoryRegion,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// Forget `region`. It is no longer used by the guest.
+    fn remove(&mut self, region: &MemoryRegion);
+}
+
+impl fmt::Debug for dyn MemoryListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! What can be asked of a running VM, and what it tells on its own. The QMP server and the embedding
+//! process send the same [`Command`]s; replies and [`Event`]s come back typed.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+/// A request to the control thread, which owns the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Pause all vCPUs.
+    Stop,
+    /// Let them run.
+    Cont,
+    /// Reset the machine, as its reset button would.
+    Reset,
+    /// Press the power button.
+    Powerdown,
+    /// End the VM at once.
+    Quit,
+    /// State of the VM.
+    QueryStatus,
+    /// Name and identity.
+    QueryIdentity,
+    /// vCPUs.
+    QueryCpus,
+    /// Sizes of memory.
+    QueryMemory,
+    /// Consoles.
+    QueryChardevs,
+    /// Block devices.
+    QueryBlock,
+    /// PCI functions.
+    QueryPci,
+    /// Threads that serve device queues.
+    QueryIoThreads,
+}
+
+/// The answer to a [`Command`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// To [`Command::QueryStatus`].
+    Status(RunState),
+    /// To [`Command::QueryIdentity`].
+    Identity(Identity),
+    /// To [`Command::QueryCpus`].
+    Cpus(Vec<CpuInfo>),
+    /// To [`Command::QueryMemory`].
+    Memory(MemoryInfo),
+    /// To [`Command::QueryChardevs`].
+    Chardevs(Vec<ChardevInfo>),
+    /// To [`Command::QueryBlock`].
+    Block(Vec<BlockInfo>),
+    /// To [`Command::QueryPci`].
+    Pci(Vec<PciInfo>),
+    /// To [`Command::QueryIoThreads`].
+    IoThreads(Vec<IoThreadInfo>),
+}
+
+/// A request that was refused. The machine is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Not in this state.
+    #[error("{0}")]
+    WrongState(String),
+    /// No device has this id.
+    #[error("Device '{0}' not found")]
+    DeviceNotFound(String),
+    /// What was attempted and why it failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The VM has ended.
+    #[error("the VM has ended")]
+    Gone,
+}
+
+/// State of the VM, in QEMU's terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Built, not yet started.
+    Prelaunch,
+    /// vCPUs run.
+    Running,
+    /// Stopped on request.
+    Paused,
+    /// The guest has panicked; vCPUs are stopped.
+    GuestPanicked,
+    /// The guest has powered off, or the VM was told to end.
+    Shutdown,
+    /// The VM failed.
+    InternalError,
+}
+
+/// Name and identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Name, if it has one.
+    pub name: Option<String>,
+    /// Identity.
+    pub uuid: Uuid,
+}
+
+/// A vCPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuInfo {
+    /// Its number.
+    pub index: u32,
+    /// Its host thread.
+    pub thread_id: i32,
+    /// Place in the topology.
+    pub socket: u32,
+    /// Place in the topology.
+    pub core: u32,
+    /// Place in the topology.
+    pub thread: u32,
+}
+
+/// Sizes of memory in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// Present at boot.
+    pub base: u64,
+    /// Added since.
+    pub plugged: u64,
+    /// Persistent memory: id, guest address, size, image.
+    pub nvdimms: Vec<NvdimmInfo>,
+}
+
+/// An image shown as persistent memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NvdimmInfo {
+    /// Its id.
+    pub id: String,
+    /// Guest-physical address.
+    pub address: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// The image.
+    pub path: PathBuf,
+}
+
+/// A console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChardevInfo {
+    /// Its id.
+    pub label: String,
+    /// Where its characters go, in QEMU's notation: `null`, `unix:PATH,server=on`, `stdio`, `file`.
+    pub filename: String,
+    /// Whether somebody is connected, or nobody needs to be.
+    pub open: bool,
+}
+
+/// A block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Its id.
+    pub id: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Size in bytes.
+    pub size: u64,
+    /// Whether the guest can only read.
+    pub readonly: bool,
+    /// Whether the host's page cache is bypassed.
+    pub direct: bool,
+}
+
+/// A PCI function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciInfo {
+    /// Device number.
+    pub slot: u8,
+    /// Function number.
+    pub function: u8,
+    /// Id of the device it carries; empty for the chipset.
+    pub id: String,
+    /// Vendor.
+    pub vendor: u16,
+    /// Device.
+    pub device: u16,
+    /// Subsystem.
+    pub subsystem: u16,
+    /// Subsystem vendor.
+    pub subsystem_vendor: u16,
+    /// Class and subclass.
+    pub class: u16,
+    /// Interrupt pin: 0 none, 1 INTA.
+    pub irq_pin: u8,
+    /// Interrupt line register.
+    pub irq: u8,
+    /// Base address registers that have been placed.
+    pub bars: Vec<PciBarInfo>,
+}
+
+/// A base address register.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciBarInfo {
+    /// Its number.
+    pub index: u8,
+    /// Whether it decodes I/O ports.
+    pub io: bool,
+    /// Whether reads have no side effects.
+    pub prefetch: bool,
+    /// Whether it is 64 bits wide.
+    pub wide: bool,
+    /// Address.
+    pub address: u64,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// A thread that serves device queues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IoThreadInfo {
+    /// Its name.
+    pub id: String,
+    /// Its host thread.
+    pub thread_id: i32,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub time: SystemTime,
+    /// What.
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// vCPUs were stopped.
+    Stop,
+    /// vCPUs run again.
+    Resume,
+    /// The machine was reset.
+    Reset {
+        /// By the guest, not by a command.
+        guest: bool,
+    },
+    /// The power button was pressed.
+    Powerdown,
+    /// The VM ends.
+    Shutdown(ShutdownReason),
+    /// The guest's kernel reported a panic.
+    GuestPanicked,
+}
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShutdownReason {
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest reset and the VM was told not to.
+    GuestReset,
+    /// The guest panicked and was not resumed.
+    GuestPanic,
+    /// The embedding process or QMP said [`Command::Quit`].
+    HostQuit,
+    /// The VM failed; the text says why, with the last console lines.
+    Failed(String),
+}

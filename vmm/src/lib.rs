@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! The virtual machine monitor as a library.
+//!
+//! It lives as a guest in somebody's process: it never exits, forks, changes process-wide state,
+//! installs signal handlers or prints. See `docs/architecture.md`.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod config;
+pub mod control;
+pub mod hypervisor;
