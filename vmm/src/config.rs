@@ -54,6 +54,9 @@ pub struct VmConfig {
     /// Report guest panics.
     #[serde(default = "yes")]
     pub pvpanic: bool,
+    /// What to do when the guest asks for a reset.
+    #[serde(default)]
+    pub on_reset: ResetAction,
     /// Threads that serve device queues; 0 chooses.
     #[serde(default)]
     pub io_threads: u16,
@@ -61,6 +64,17 @@ pub struct VmConfig {
 
 fn yes() -> bool {
     true
+}
+
+/// What to do when the guest asks for a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResetAction {
+    /// Start the machine again.
+    #[default]
+    Reboot,
+    /// End the VM.
+    Shutdown,
 }
 
 /// QEMU's machine types.
