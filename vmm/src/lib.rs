@@ -8,6 +8,7 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod boot;
 pub mod config;
 pub mod control;
 pub mod hypervisor;
