@@ -8,5 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod boot;
+pub mod layout;
 pub mod x86;

@@ -4,4 +4,6 @@
 //! x86_64: what a vCPU is told about itself and the state it starts in.
 
 pub mod cpuid;
+pub mod lapic;
+pub mod msr;
 pub mod regs;

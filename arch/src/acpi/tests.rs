@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+use super::*;
+use crate::layout::q35::{self, Q35Map, Request};
+use crate::layout::{GIB, MIB};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+fn machine(max_cpus: u32, nvdimms: Vec<u64>) -> Description {
+    let map = Q35Map::new(&Request {
+        ram: 4 * GIB,
+        max_ram: 8 * GIB,
+        slots: 2,
+        nvdimms,
+        address_bits: 40,
+    })
+    .unwrap();
+    Description {
+        cpus: 2.min(max_cpus),
+        max_cpus,
+        ram: map.ram().collect(),
+        module_window: map.module_window,
+        nvdimms: map.nvdimms.iter().map(|&range| Nvdimm { range, read_only: true }).collect(),
+        local_apic: q35::LOCAL_APIC,
+        io_apic: q35::IO_APIC,
+        pci: PciHost {
+            ecam: q35::ECAM,
+            memory: vec![q35::PCI_WINDOW_32, map.pci_window_64],
+            io: q35::PCI_WINDOW_IO,
+            config_ports: Range::new(0xCF8, 8),
+            interrupts: (1..4)
+                .map(|slot| PciInterrupt { slot, pin: 0, gsi: 16 + u32::from(slot) })
+                .collect(),
+        },
+        pm: PowerManagement { base: 0x600, sci: 9, reset_port: 0xCF9, reset_value: 6 },
+        legacy: vec![
+            LegacyDevice {
+                name: "COM1",
+                hid: "PNP0501",
+                ports: Range::new(0x3F8, 8),
+                irq: Some(4),
+            },
+            LegacyDevice { name: "RTC_", hid: "PNP0B00", ports: Range::new(0x70, 2), irq: Some(8) },
+            LegacyDevice { name: "PEVT", hid: "QEMU0001", ports: Range::new(0x505, 1), irq: None },
+        ],
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+}
+
+#[test]
+fn the_root_pointer_leads_to_every_table() {
+    let tables = build(&machine(4, vec![128 * MIB]), 0xE_0000);
+    assert_eq!(&tables.bytes[..8], b"RSD PTR ");
+    assert_eq!((checksum(&tables.bytes[..20]), checksum(&tables.bytes[..36])), (0, 0));
+    let at = |address: u64| &tables.bytes[usize::try_from(address - tables.base).unwrap()..];
+    let qword = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    let length = |table: &[u8]| u32::from_le_bytes(table[4..8].try_into().unwrap()) as usize;
+    let xsdt = at(qword(&tables.bytes, 24));
+    let mut signatures = Vec::new();
+    for entry in (36..length(xsdt)).step_by(8) {
+        let table = at(qword(xsdt, entry));
+        assert_eq!(checksum(&table[..length(table)]), 0);
+        signatures.push(&table[..4]);
+        if &table[..4] == b"FACP" {
+            assert_eq!(&at(qword(table, 132))[..4], b"FACS");
+            assert_eq!(&at(qword(table, 140))[..4], b"DSDT");
+        }
+    }
+    assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"SRAT", b"NFIT"]);
+}
+
+#[test]
+fn the_largest_machine_fits_its_place() {
+    let tables = build(&machine(1024, vec![128 * MIB; 8]), q35::ACPI_TABLES.base);
+    assert!((tables.bytes.len() as u64) < q35::ACPI_TABLES.size, "{} bytes", tables.bytes.len());
+}
+
+#[test]
+fn processors_beyond_254_are_x2apics() {
+    let tables = build(&machine(257, vec![]), 0xE_0000);
+    let madt = tables
+        .tables
+        .iter()
+        .map(|t| &tables.bytes[t.clone()])
+        .find(|t| t.starts_with(b"APIC"))
+        .unwrap();
+    let (mut at, mut kinds) = (44, Vec::new());
+    while at < madt.len() {
+        kinds.push(madt[at]);
+        at += usize::from(madt[at + 1]);
+    }
+    assert_eq!(kinds.iter().filter(|&&kind| kind == 0).count(), 255);
+    assert_eq!(kinds.iter().filter(|&&kind| kind == 9).count(), 2);
+}
+
+/// Every byte of every table, as a dump that a reviewer can read.
+#[test]
+fn tables_are_the_golden_ones() {
+    let tables = build(&machine(4, vec![128 * MIB]), 0xE_0000);
+    for range in &tables.tables {
+        let bytes = &tables.bytes[range.clone()];
+        golden(&table_name(bytes), &dump(bytes));
+    }
+}
+
+fn dump(bytes: &[u8]) -> String {
+    let line = |(n, line): (usize, &[u8])| {
+        let hex: String = line.iter().map(|byte| format!("{byte:02x} ")).collect();
+        let text: String = line
+            .iter()
+            .map(|&byte| if byte.is_ascii_graphic() { char::from(byte) } else { '.' })
+            .collect();
+        format!("{:04x}  {hex:<48} {text}\n", n * 16)
+    };
+    bytes.chunks(16).enumerate().map(line).collect()
+}
+
+fn golden(name: &str, text: &str) {
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.hex"));
+    if std::env::var_os("ECR_UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+    }
+    let wanted = fs::read_to_string(&file).unwrap_or_default();
+    for (n, (is, was)) in text.lines().zip(wanted.lines()).enumerate() {
+        let place = format!("{}:{}", file.display(), n + 1);
+        assert_eq!(is, was, "{place} (ECR_UPDATE_GOLDEN=1 accepts the change)");
+    }
+    assert_eq!(text.len(), wanted.len(), "{} (ECR_UPDATE_GOLDEN=1 accepts)", file.display());
+}
+
+fn table_name(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..4]).to_lowercase()
+}
+
+/// `iasl` must neither warn nor refuse, and must compile its own text of the AML again.
+#[test]
+fn iasl_disassembles_every_table_without_a_warning() {
+    if Command::new("iasl").arg("-v").output().is_err() {
+        eprintln!("SKIPPED: no iasl on this machine (Debian package acpica-tools)");
+        return;
+    }
+    let tables = build(&machine(4, vec![128 * MIB]), 0xE_0000);
+    let scratch = std::env::temp_dir().join(format!("ecr-acpi-{}", std::process::id()));
+    fs::create_dir_all(&scratch).unwrap();
+    for range in &tables.tables {
+        let bytes = &tables.bytes[range.clone()];
+        let name = table_name(bytes);
+        fs::write(scratch.join(format!("{name}.dat")), bytes).unwrap();
+        iasl(&scratch, &["-d", &format!("{name}.dat")]);
+    }
+    iasl(&scratch, &["-we", "dsdt.dsl"]);
+    fs::remove_dir_all(&scratch).unwrap();
+}
+
+fn iasl(scratch: &Path, arguments: &[&str]) {
+    let output = Command::new("iasl").args(arguments).current_dir(scratch).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "iasl {arguments:?}: {said}");
+    for complaint in ["Warning", "Error", "Invalid", "Unknown"] {
+        let none = said.replace("0 Warnings", "").replace("0 Errors", "");
+        assert!(!none.contains(complaint), "iasl {arguments:?}: {said}");
+    }
+}
