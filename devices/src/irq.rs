@@ -131,7 +131,7 @@ pub trait MsiSink: Send + Sync {
     ///
     /// # Errors
     /// No route or no eventfd left.
-    fn route(&self) -> io::Result<Box<dyn MsiRoute>>;
+    fn route(self: Arc<Self>) -> io::Result<Box<dyn MsiRoute>>;
 
     /// Make all changes to routes since the last commit take effect, in one step.
     ///

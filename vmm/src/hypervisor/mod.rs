@@ -3,12 +3,14 @@
 
 //! What the machine needs from a hypervisor. `kvm` is the real one, `fake` runs whole-machine tests.
 
+pub mod kvm;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use ecr_arch::x86::cpuid::CpuidEntry;
-use ecr_arch::x86::regs::{BootRegs, Msr};
+use ecr_arch::x86::regs::BootRegs;
 use ecr_devices::irq::{DoorbellSink, IrqLine, MsiSink};
 
 /// A failed request to the hypervisor.
@@ -35,8 +37,6 @@ pub struct Capabilities {
     pub physical_address_bits: u8,
     /// What the host can show a guest as CPUID; empty on other architectures.
     pub cpuid: Vec<CpuidEntry>,
-    /// Frequency of the guest's time stamp counter in kHz, where the host knows it.
-    pub tsc_khz: Option<u32>,
 }
 
 /// A way to run virtual machines.
@@ -100,13 +100,12 @@ pub trait Vm: Send + Sync + fmt::Debug {
     fn doorbells(&self) -> Arc<dyn DoorbellSink>;
 }
 
-/// State of an x86 vCPU before its first instruction.
-#[derive(Debug, Clone)]
+/// State of an x86 vCPU before its first instruction. Firmware's part, such as cacheable memory, is
+/// the same for all and comes by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct X86VcpuSetup {
     /// All CPUID leaves it shows.
     pub cpuid: Vec<CpuidEntry>,
-    /// Model-specific registers.
-    pub msrs: Vec<Msr>,
     /// For the boot processor; others wait for INIT and SIPI.
     pub regs: Option<BootRegs>,
 }
@@ -156,13 +155,16 @@ pub trait VcpuKick: Send + Sync + fmt::Debug {
 
 /// One virtual CPU. It moves to its thread and stays there.
 pub trait Vcpu: Send + fmt::Debug {
-    /// Set the state before the first instruction, or after a reset.
+    /// Frequency of its time stamp counter in kHz, where the host knows it.
+    fn tsc_khz(&self) -> Option<u32>;
+
+    /// Set the state before the first instruction. May be called again, to reset the vCPU.
     ///
     /// # Errors
     /// The host refused.
     fn setup_x86(&mut self, setup: &X86VcpuSetup) -> Result<()>;
 
-    /// Called once on the thread that will call [`Self::run`].
+    /// Called once, on the thread that will call [`Self::run`].
     ///
     /// # Errors
     /// The host refused.
@@ -170,4 +172,12 @@ pub trait Vcpu: Send + fmt::Debug {
 
     /// Run until something happens that the caller must know of.
     fn run(&mut self, io: &dyn IoHandler) -> Exit;
+}
+
+/// The host's hypervisor.
+///
+/// # Errors
+/// There is none, or it may not be used.
+pub fn host() -> Result<Arc<dyn Hypervisor>> {
+    Ok(Arc::new(kvm::Kvm::open()?))
 }

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Interrupts into the guest, and doorbells out of it.
+//!
+//! Devices of this process signal messages directly. Routes are for those who only have an eventfd:
+//! KVM replaces its whole routing table each time, so changes are collected until a commit.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use ecr_devices::irq::{DoorbellSink, IrqSink, MsiMessage, MsiRoute, MsiSink};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_msi, kvm_msi,
+};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// The first GSI behind the pins of the I/O APIC.
+const FIRST_MSI_GSI: u32 = 24;
+/// KVM's own limit, `KVM_MAX_IRQ_ROUTES`.
+const MAX_GSI: u32 = 4096;
+
+fn os_error(errno: kvm_ioctls::Error) -> io::Error {
+    io::Error::from_raw_os_error(errno.errno())
+}
+
+/// A pin of the interrupt controller.
+#[derive(Debug)]
+pub(super) struct Line {
+    vm: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl Line {
+    pub(super) fn new(vm: Arc<VmFd>, gsi: u32) -> Self {
+        Self { vm, gsi }
+    }
+}
+
+impl IrqSink for Line {
+    fn set_level(&self, high: bool) {
+        if let Err(errno) = self.vm.set_irq_line(self.gsi, high) {
+            log::error!("set interrupt line {} to {high}: {errno}", self.gsi);
+        }
+    }
+}
+
+/// Message-signalled interrupts.
+#[derive(Debug)]
+pub(super) struct MsiController {
+    vm: Arc<VmFd>,
+    table: Mutex<RoutingTable>,
+}
+
+#[derive(Debug)]
+struct RoutingTable {
+    fixed: Vec<kvm_irq_routing_entry>,
+    /// By GSI; `None` is reserved but leads nowhere yet.
+    messages: BTreeMap<u32, Option<MsiMessage>>,
+    changed: bool,
+}
+
+impl MsiController {
+    pub(super) fn new(vm: Arc<VmFd>, fixed: Vec<kvm_irq_routing_entry>) -> Self {
+        let table = RoutingTable { fixed, messages: BTreeMap::new(), changed: false };
+        Self { vm, table: Mutex::new(table) }
+    }
+}
+
+impl MsiSink for MsiController {
+    fn signal(&self, message: MsiMessage) -> io::Result<()> {
+        let msi = kvm_msi {
+            address_lo: low(message.address),
+            address_hi: high(message.address),
+            data: message.data,
+            ..kvm_msi::default()
+        };
+        self.vm.signal_msi(msi).map(drop).map_err(os_error)
+    }
+
+    fn route(self: Arc<Self>) -> io::Result<Box<dyn MsiRoute>> {
+        let eventfd = EventFd::new(EFD_NONBLOCK)?;
+        let mut table = self.table.lock();
+        let gsi = (FIRST_MSI_GSI..MAX_GSI)
+            .find(|gsi| !table.messages.contains_key(gsi))
+            .ok_or_else(|| io::Error::other("all interrupt routes are in use"))?;
+        table.messages.insert(gsi, None);
+        drop(table);
+        Ok(Box::new(Route { controller: self, gsi, eventfd, armed: Mutex::new(false) }))
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        let mut table = self.table.lock();
+        if !table.changed {
+            return Ok(());
+        }
+        let messages = table.messages.iter().filter_map(|(&gsi, m)| Some(msi_entry(gsi, (*m)?)));
+        let entries: Vec<_> = table.fixed.iter().copied().chain(messages).collect();
+        let routing = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::other("too many interrupt routes"))?;
+        self.vm.set_gsi_routing(&routing).map_err(os_error)?;
+        table.changed = false;
+        Ok(())
+    }
+}
+
+fn low(address: u64) -> u32 {
+    (address & u64::from(u32::MAX)) as u32
+}
+
+fn high(address: u64) -> u32 {
+    (address >> 32) as u32
+}
+
+fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            msi: kvm_irq_routing_msi {
+                address_lo: low(message.address),
+                address_hi: high(message.address),
+                data: message.data,
+                ..Default::default()
+            },
+        },
+        ..Default::default()
+    }
+}
+
+/// A GSI of its own and the eventfd that triggers it.
+#[derive(Debug)]
+struct Route {
+    controller: Arc<MsiController>,
+    gsi: u32,
+    eventfd: EventFd,
+    /// Whether KVM listens to the eventfd.
+    armed: Mutex<bool>,
+}
+
+impl Route {
+    fn arm(&self, wanted: bool) -> io::Result<()> {
+        let mut armed = self.armed.lock();
+        if *armed == wanted {
+            return Ok(());
+        }
+        let vm = &self.controller.vm;
+        if wanted {
+            vm.register_irqfd(&self.eventfd, self.gsi).map_err(os_error)?;
+        } else {
+            vm.unregister_irqfd(&self.eventfd, self.gsi).map_err(os_error)?;
+        }
+        *armed = wanted;
+        Ok(())
+    }
+}
+
+impl MsiRoute for Route {
+    fn eventfd(&self) -> &EventFd {
+        &self.eventfd
+    }
+
+    fn set(&self, message: Option<MsiMessage>) -> io::Result<()> {
+        if let Some(message) = message {
+            let mut table = self.controller.table.lock();
+            if table.messages.insert(self.gsi, Some(message)) != Some(Some(message)) {
+                table.changed = true;
+            }
+        }
+        self.arm(message.is_some())
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        if let Err(error) = self.arm(false) {
+            log::error!("free the interrupt route {}: {error}", self.gsi);
+        }
+        let mut table = self.controller.table.lock();
+        table.changed |= table.messages.remove(&self.gsi).flatten().is_some();
+    }
+}
+
+/// Guest writes that KVM turns into eventfds.
+#[derive(Debug)]
+pub(super) struct Doorbells {
+    vm: Arc<VmFd>,
+}
+
+impl Doorbells {
+    pub(super) fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm }
+    }
+}
+
+impl DoorbellSink for Doorbells {
+    fn attach(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
+        self.vm
+            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(os_error)
+    }
+
+    fn detach(&self, address: u64, eventfd: &EventFd) -> io::Result<()> {
+        self.vm
+            .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(os_error)
+    }
+}

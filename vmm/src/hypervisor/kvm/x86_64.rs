@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! What KVM has on x86 only: the in-kernel interrupt controllers, CPUID, MSRs, register state.
+
+use std::io;
+
+use ecr_arch::x86::cpuid::CpuidEntry;
+use ecr_arch::x86::regs::{BootRegs, DescriptorTable, Segment};
+use ecr_arch::x86::{lapic, msr};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+
+use super::super::{Capabilities, Result, X86VcpuSetup};
+use super::{error, refused};
+
+/// One page for the identity map and three for the TSS that Intel processors need in real mode; where
+/// QEMU puts them, below the local APICs' last page and out of every device's way.
+const IDENTITY_MAP: u64 = 0xFEFF_C000;
+const TSS: usize = 0xFEFF_D000;
+/// Pins of the I/O APIC, and of the two 8259s together.
+const IO_APIC_PINS: u32 = 24;
+const PIC_PINS: u32 = 16;
+const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;
+/// Width that every 64-bit processor has, for hosts that do not say.
+const DEFAULT_ADDRESS_BITS: u8 = 36;
+
+pub(super) fn capabilities(kvm: &Kvm) -> Result<Capabilities> {
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("ask which CPUID leaves this host can show"))?;
+    let cpuid: Vec<CpuidEntry> = cpuid.as_slice().iter().map(from_kvm).collect();
+    let physical_address_bits = cpuid
+        .iter()
+        .find(|entry| entry.function == LEAF_ADDRESS_SIZES)
+        .and_then(|entry| u8::try_from(entry.eax & 0xFF).ok())
+        .filter(|&bits| bits != 0)
+        .unwrap_or(DEFAULT_ADDRESS_BITS);
+    Ok(Capabilities { max_vcpus: 0, max_memory_slots: 0, physical_address_bits, cpuid })
+}
+
+pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
+    if vm.check_extension(Cap::SetIdentityMapAddr) {
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place the identity map"))?;
+    }
+    vm.set_tss_address(TSS).map_err(refused("place the TSS"))?;
+    vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(refused("create the timer"))
+}
+
+/// How KVM routes pins before it is told otherwise; a table of ours must keep it.
+pub(super) fn default_routes() -> Vec<kvm_irq_routing_entry> {
+    let route = |gsi, irqchip, pin| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip, pin },
+        },
+        ..Default::default()
+    };
+    let pic = (0..PIC_PINS).map(|gsi| match gsi {
+        0..8 => route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi),
+        _ => route(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - 8),
+    });
+    pic.chain((0..IO_APIC_PINS).map(|gsi| route(gsi, KVM_IRQCHIP_IOAPIC, gsi))).collect()
+}
+
+pub(super) fn tsc_khz(vcpu: &VcpuFd) -> Option<u32> {
+    vcpu.get_tsc_khz().ok().filter(|&khz| khz != 0)
+}
+
+/// Where a vCPU stands, for error messages.
+pub(super) fn place(vcpu: &VcpuFd) -> String {
+    match vcpu.get_regs() {
+        Ok(regs) => format!("rip {:#x}", regs.rip),
+        Err(errno) => format!("an unknown place ({errno})"),
+    }
+}
+
+/// State of a vCPU as KVM created it: what a reset goes back to.
+#[derive(Debug)]
+pub(super) struct Pristine {
+    regs: kvm_regs,
+    sregs: kvm_sregs,
+    fpu: kvm_fpu,
+    lapic: kvm_lapic_state,
+    events: kvm_vcpu_events,
+    debug: kvm_debugregs,
+    xcrs: Option<kvm_xcrs>,
+    mp_state: kvm_mp_state,
+}
+
+impl Pristine {
+    pub(super) fn of(vcpu: &VcpuFd) -> Result<Self> {
+        let read = || -> std::result::Result<Self, kvm_ioctls::Error> {
+            Ok(Self {
+                regs: vcpu.get_regs()?,
+                sregs: vcpu.get_sregs()?,
+                fpu: vcpu.get_fpu()?,
+                lapic: vcpu.get_lapic()?,
+                events: vcpu.get_vcpu_events()?,
+                debug: vcpu.get_debug_regs()?,
+                // Hosts without XSAVE have none.
+                xcrs: vcpu.get_xcrs().ok(),
+                mp_state: vcpu.get_mp_state()?,
+            })
+        };
+        read().map_err(refused("read the state of a new vCPU"))
+    }
+
+    fn restore(&self, vcpu: &VcpuFd) -> std::result::Result<(), kvm_ioctls::Error> {
+        vcpu.set_sregs(&self.sregs)?;
+        vcpu.set_regs(&self.regs)?;
+        vcpu.set_fpu(&self.fpu)?;
+        vcpu.set_vcpu_events(&self.events)?;
+        vcpu.set_debug_regs(&self.debug)?;
+        if let Some(xcrs) = &self.xcrs {
+            vcpu.set_xcrs(xcrs)?;
+        }
+        vcpu.set_mp_state(self.mp_state)
+    }
+}
+
+/// MSRs through which a guest lends memory to KVM: they must be off before that memory changes its use.
+/// `Documentation/virt/kvm/x86/msr.rst`: wall clock, system time, async page faults, steal time, EOI.
+const LENT_MEMORY: [u32; 7] =
+    [0x11, 0x12, 0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d02, 0x4b56_4d03, 0x4b56_4d04];
+
+pub(super) fn set_up_vcpu(
+    id: u32,
+    vcpu: &VcpuFd,
+    pristine: &Pristine,
+    setup: &X86VcpuSetup,
+) -> Result<()> {
+    let attempt = |what: &str| format!("set {what} of vCPU {id}");
+    let entries: Vec<_> = setup.cpuid.iter().map(to_kvm).collect();
+    let cpuid = CpuId::from_entries(&entries)
+        .map_err(|_| error(attempt("CPUID"), io::Error::other("too many leaves")))?;
+    vcpu.set_cpuid2(&cpuid).map_err(refused(attempt("CPUID")))?;
+    pristine.restore(vcpu).map_err(refused(attempt("the initial state")))?;
+    set_lapic(vcpu, pristine).map_err(refused(attempt("the local APIC")))?;
+    for index in LENT_MEMORY {
+        // KVM refuses those whose feature the guest was not shown: they are off then.
+        let _ = set_msrs(vcpu, &[kvm_msr_entry { index, ..Default::default() }]);
+    }
+    let msrs: Vec<_> = msr::AT_BOOT
+        .iter()
+        .map(|msr| kvm_msr_entry { index: msr.index, data: msr.value, ..Default::default() })
+        .collect();
+    match set_msrs(vcpu, &msrs).map_err(refused(attempt("the MSRs")))? {
+        set if set == msrs.len() => {}
+        set => {
+            let attempted = format!("set MSR {:#x} of vCPU {id}", msrs[set].index);
+            return Err(error(attempted, io::ErrorKind::InvalidInput));
+        }
+    }
+    if let Some(regs) = &setup.regs {
+        set_boot_regs(vcpu, pristine, regs).map_err(refused(attempt("the registers")))?;
+    }
+    Ok(())
+}
+
+fn set_msrs(
+    vcpu: &VcpuFd,
+    entries: &[kvm_msr_entry],
+) -> std::result::Result<usize, kvm_ioctls::Error> {
+    let msrs = Msrs::from_entries(entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+    vcpu.set_msrs(&msrs)
+}
+
+fn set_lapic(vcpu: &VcpuFd, pristine: &Pristine) -> std::result::Result<(), kvm_ioctls::Error> {
+    let mut state = pristine.lapic;
+    for register in lapic::AT_BOOT {
+        let at = usize::from(register.offset);
+        for (byte, value) in state.regs[at..at + 4].iter_mut().zip(register.value.to_le_bytes()) {
+            *byte = value as std::ffi::c_char;
+        }
+    }
+    vcpu.set_lapic(&state)
+}
+
+fn set_boot_regs(
+    vcpu: &VcpuFd,
+    pristine: &Pristine,
+    boot: &BootRegs,
+) -> std::result::Result<(), kvm_ioctls::Error> {
+    let data = segment(&boot.data);
+    let sregs = kvm_sregs {
+        cs: segment(&boot.cs),
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: segment(&boot.tr),
+        gdt: descriptor_table(&boot.gdt),
+        cr0: boot.cr0,
+        cr3: boot.cr3,
+        cr4: boot.cr4,
+        efer: boot.efer,
+        ..pristine.sregs
+    };
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_regs {
+        rip: boot.rip,
+        rsi: boot.rsi,
+        rbx: boot.rbx,
+        rflags: boot.rflags,
+        ..Default::default()
+    })
+}
+
+fn segment(segment: &Segment) -> kvm_segment {
+    let bits = |shift: u32, mask: u16| ((segment.attributes >> shift) & mask) as u8;
+    kvm_segment {
+        base: segment.base,
+        limit: segment.limit,
+        selector: segment.selector,
+        type_: bits(0, 0xF),
+        s: bits(4, 1),
+        dpl: bits(5, 3),
+        present: bits(7, 1),
+        avl: bits(12, 1),
+        l: bits(13, 1),
+        db: bits(14, 1),
+        g: bits(15, 1),
+        ..Default::default()
+    }
+}
+
+fn descriptor_table(table: &DescriptorTable) -> kvm_dtable {
+    kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
+}
+
+fn from_kvm(entry: &kvm_cpuid_entry2) -> CpuidEntry {
+    CpuidEntry {
+        function: entry.function,
+        index: entry.index,
+        indexed: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    }
+}
+
+fn to_kvm(entry: &CpuidEntry) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: entry.function,
+        index: entry.index,
+        flags: if entry.indexed { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+        ..Default::default()
+    }
+}
