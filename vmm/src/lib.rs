@@ -12,3 +12,5 @@ pub mod boot;
 pub mod config;
 pub mod control;
 pub mod hypervisor;
+pub mod memory;
+pub mod vcpu;
