@@ -142,7 +142,7 @@ pub trait MsiSink: Send + Sync {
 
 /// One eventfd that sends one message. Dropping it frees the route.
 pub trait MsiRoute: Send + Sync {
-    /// The trigger.
+    /// The trigger. It does not block.
     fn eventfd(&self) -> &EventFd;
 
     /// Send `message` from now on; `None` masks: triggers are kept in the eventfd's counter. Takes

@@ -5,6 +5,13 @@
 //!
 //! PCI Local Bus Specification 3.0 and PCI Express Base Specification 2.0.
 
+pub mod assign;
+pub mod cap;
+pub mod config;
+pub mod host;
+pub mod intx;
+pub mod msix;
+
 use crate::bus::Access;
 
 /// What one PCI function looks like from its bus. Bus and device numbers belong to the topology, base
