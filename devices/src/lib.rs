@@ -8,6 +8,7 @@
 //! its own. The board, in the `vmm` crate, says where each device sits.
 
 pub mod bus;
+pub mod chipset;
 pub mod irq;
 pub mod memory;
 pub mod pci;
