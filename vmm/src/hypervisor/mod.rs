@@ -3,6 +3,7 @@
 
 //! What the machine needs from a hypervisor. `kvm` is the real one, `fake` runs whole-machine tests.
 
+pub mod fake;
 pub mod kvm;
 
 use std::fmt;
