@@ -150,7 +150,7 @@ impl ConfigSpace {
     pub fn define(&mut self, offset: u16, value: &[u8]) {
         let start = usize::from(offset);
         self.initial[start..start + value.len()].copy_from_slice(value);
-        self.state.values[start..start + value.len()].copy_from_slice(value);
+        self.set(offset, value);
     }
 
     /// Let the guest write the bits of `mask`.
@@ -211,6 +211,18 @@ impl ConfigSpace {
         for ((value, writable), new) in registers.skip(offset.into()).zip(data) {
             *value = *value & !writable | new & writable;
         }
+    }
+
+    /// Set the bits of the status register in `mask` to `bits`.
+    pub fn set_status(&mut self, mask: u16, bits: u16) {
+        let status = self.u16(offset::STATUS) & !mask | bits & mask;
+        self.set(offset::STATUS, &status.to_le_bytes());
+    }
+
+    /// Change a register, whether a guest could or not.
+    pub fn set(&mut self, offset: u16, value: &[u8]) {
+        let start = usize::from(offset);
+        self.state.values[start..start + value.len()].copy_from_slice(value);
     }
 
     /// A 16-bit register.

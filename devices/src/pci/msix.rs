@@ -45,7 +45,8 @@ pub mod control {
 }
 
 /// The MSI-X structures of one function. They fill a BAR of their own: the table at its start, then the
-/// pending bits.
+/// pending bits. Clones are the same structures.
+#[derive(Clone)]
 pub struct Msix {
     shared: Arc<Shared>,
 }

@@ -5,6 +5,8 @@
 //!
 //! Virtual I/O Device (VIRTIO) Version 1.2. Only the modern interface; split virtqueues only.
 
+pub mod transport;
+
 use std::fmt;
 use std::sync::Arc;
 
