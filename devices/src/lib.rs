@@ -9,6 +9,7 @@
 
 pub mod bus;
 pub mod chipset;
+pub mod io_thread;
 pub mod irq;
 pub mod memory;
 pub mod pci;
