@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Generates messages and service bindings from `protos/`, in pure Rust: no `protoc` is needed.
+
+use std::path::Path;
+use std::{env, fs, io};
+
+use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
+
+const FILES: [&str; 5] = ["agent", "csi", "health", "oci", "types"];
+const SERVICES: [&str; 2] = ["agent", "health"];
+
+fn main() -> io::Result<()> {
+    println!("cargo:rerun-if-changed=protos");
+    let out = env::var("OUT_DIR").map_err(io::Error::other)?;
+
+    Codegen::new()
+        .out_dir(&out)
+        .include("protos")
+        .inputs(FILES.map(|name| format!("protos/{name}.proto")))
+        .rust_protobuf()
+        .rust_protobuf_customize(ProtobufCustomize::default().lite_runtime(true))
+        .customize(Customize { async_all: true, ..Default::default() })
+        .run()?;
+
+    // The generated files begin with inner attributes, which `include!` refuses: each has to be a module of its own.
+    let modules: String = FILES
+        .iter()
+        .map(|name| module(&out, name, &format!("Messages of `{name}.proto`.")))
+        .chain(SERVICES.iter().map(|name| {
+            module(&out, &format!("{name}_ttrpc"), &format!("Service of `{name}.proto`."))
+        }))
+        .collect();
+    fs::write(Path::new(&out).join("modules.rs"), modules)
+}
+
+fn module(out: &str, name: &str, doc: &str) -> String {
+    let file = Path::new(out).join(format!("{name}.rs"));
+    // The generator gives its clients no Debug.
+    format!(
+        "#[doc = {doc:?}]\n#[allow(missing_debug_implementations)]\n#[path = {file:?}]\npub mod {name};\n"
+    )
+}
