@@ -7,6 +7,7 @@
 //! [`memory::GuestMemoryHandle`]; it has no base address, no interrupt number, no bus and no lock of
 //! its own. The board, in the `vmm` crate, says where each device sits.
 
+pub mod backend;
 pub mod bus;
 pub mod chipset;
 pub mod io_thread;

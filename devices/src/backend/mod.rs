@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! What stands behind devices on the host's side.
+
+pub mod chardev;
+mod stream;
+pub mod unix_socket;
