@@ -4,5 +4,5 @@
 //! What stands behind devices on the host's side.
 
 pub mod chardev;
-mod stream;
+pub(crate) mod stream;
 pub mod unix_socket;

@@ -66,18 +66,7 @@ impl Stream {
     pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self.mode {
             Mode::Plain => (&self.file).read(buffer),
-            Mode::Socket => {
-                // SAFETY: the buffer is valid for writes of its length during the call.
-                let n = unsafe {
-                    libc::recv(
-                        self.as_raw_fd(),
-                        buffer.as_mut_ptr().cast(),
-                        buffer.len(),
-                        libc::MSG_DONTWAIT,
-                    )
-                };
-                usize::try_from(n).map_err(|_| io::Error::last_os_error())
-            }
+            Mode::Socket => receive(&self.file, buffer),
             Mode::Ask => {
                 self.ask(libc::POLLIN)?;
                 (&self.file).read(buffer)
@@ -88,18 +77,7 @@ impl Stream {
     pub(crate) fn write(&self, buffer: &[u8]) -> io::Result<usize> {
         match self.mode {
             Mode::Plain => (&self.file).write(buffer),
-            Mode::Socket => {
-                // SAFETY: the buffer is valid for reads of its length during the call.
-                let n = unsafe {
-                    libc::send(
-                        self.as_raw_fd(),
-                        buffer.as_ptr().cast(),
-                        buffer.len(),
-                        libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                    )
-                };
-                usize::try_from(n).map_err(|_| io::Error::last_os_error())
-            }
+            Mode::Socket => send(&self.file, buffer),
             Mode::Ask => {
                 self.ask(libc::POLLOUT)?;
                 (&self.file).write(buffer.get(..1).unwrap_or_default())
@@ -123,6 +101,22 @@ impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Take what a socket has received, without waiting.
+pub(crate) fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let (data, length) = (buffer.as_mut_ptr(), buffer.len());
+    // SAFETY: the buffer is valid for writes of its length during the call.
+    let n = unsafe { libc::recv(socket.as_raw_fd(), data.cast(), length, libc::MSG_DONTWAIT) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Send on a socket, without waiting and without SIGPIPE.
+pub(crate) fn send(socket: &impl AsRawFd, buffer: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the buffer is valid for reads of its length during the call.
+    let n = unsafe { libc::send(socket.as_raw_fd(), buffer.as_ptr().cast(), buffer.len(), flags) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 fn own_description(file: &File, direction: Direction) -> io::Result<File> {

@@ -129,7 +129,9 @@ impl CharWorker {
 
     fn listen(&self, ops: &mut EventOps) {
         if let Some(listener) = &self.listener {
-            let events = Events::with_data(listener, LISTENER, EventSet::IN);
+            // Edges only: a client that cannot be accepted, for want of descriptors, must not make us spin.
+            let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let events = Events::with_data(listener, LISTENER, edge);
             if let Err(error) = ops.add(events) {
                 log::error!("watch {:?} for clients: {error}", listener.path());
             }
