@@ -37,14 +37,24 @@ enum Wanted {
     Exit,
 }
 
+/// Where the thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Out of the guest.
+    Waiting,
+    /// Perhaps inside the guest.
+    Running,
+    /// Nowhere: it does nothing any more.
+    Ended,
+}
+
 #[derive(Debug)]
 struct State {
     wanted: Wanted,
-    /// Whether the thread may be inside the guest.
-    running: bool,
+    phase: Phase,
     /// The vCPU has reported an event and does not go on by itself.
     stuck: bool,
-    /// Apply this before running on.
+    /// Apply this as soon as the vCPU is out of the guest.
     setup: Option<X86VcpuSetup>,
     kick: Option<Arc<dyn VcpuKick>>,
     thread_id: i32,
@@ -78,7 +88,7 @@ impl VcpuThread {
     ) -> io::Result<Self> {
         let state = State {
             wanted: Wanted::Pause,
-            running: false,
+            phase: Phase::Waiting,
             stuck: false,
             setup: Some(setup),
             kick: None,
@@ -127,25 +137,31 @@ impl VcpuThread {
         self.want(Wanted::Pause);
     }
 
-    /// Wait until it is out of the guest.
+    /// Wait until it is out of the guest, and ready to run. Resume vCPUs only when all of them are ready: one
+    /// that runs may start those that wait for INIT and SIPI.
     pub fn wait_paused(&self) {
         let mut state = self.shared.state.lock();
-        while state.running {
+        while state.phase == Phase::Running || state.setup.is_some() {
             self.shared.changed.wait(&mut state);
         }
     }
 
-    /// Go on from `setup` at the next resume. The vCPU must be paused.
+    /// Go on from `setup` at the next resume. The vCPU must be paused; [`Self::wait_paused`] waits until it
+    /// has taken the new state.
     pub fn reset(&self, setup: X86VcpuSetup) {
         let mut state = self.shared.state.lock();
+        if state.phase == Phase::Ended {
+            return;
+        }
         state.setup = Some(setup);
         state.stuck = false;
+        self.shared.changed.notify_all();
     }
 
     fn want(&self, wanted: Wanted) {
         let mut state = self.shared.state.lock();
         state.wanted = wanted;
-        if let (true, Some(kick)) = (state.running, &state.kick) {
+        if let (Phase::Running, Some(kick)) = (state.phase, &state.kick) {
             kick.kick();
         }
         self.shared.changed.notify_all();
@@ -171,14 +187,10 @@ impl Shared {
         io: &dyn IoHandler,
         listener: &VcpuListener,
     ) -> Result<(), HypervisorError> {
-        let kick = vcpu.bind_to_thread()?;
-        {
-            let mut state = self.state.lock();
-            state.kick = Some(kick);
-            // SAFETY: gettid only returns a number.
-            state.thread_id = unsafe { libc::gettid() };
-            self.changed.notify_all();
-        }
+        // SAFETY: gettid only returns a number.
+        self.state.lock().thread_id = unsafe { libc::gettid() };
+        self.changed.notify_all();
+        self.state.lock().kick = Some(vcpu.bind_to_thread()?);
         while self.wait_for_work(&mut *vcpu)? {
             let event = match vcpu.run(io) {
                 Exit::Interrupted => continue,
@@ -198,35 +210,34 @@ impl Shared {
     fn wait_for_work(&self, vcpu: &mut dyn Vcpu) -> Result<bool, HypervisorError> {
         let mut state = self.state.lock();
         loop {
-            match state.wanted {
-                Wanted::Exit => {
-                    drop(state);
-                    self.retire();
-                    return Ok(false);
-                }
-                Wanted::Run if !state.stuck => {
-                    if let Some(setup) = state.setup.take() {
-                        vcpu.setup_x86(&setup)?;
-                    }
-                    state.running = true;
-                    return Ok(true);
-                }
-                Wanted::Run | Wanted::Pause => {
-                    if state.running {
-                        state.running = false;
-                        self.changed.notify_all();
-                    }
-                    self.changed.wait(&mut state);
-                }
+            if state.wanted == Wanted::Exit {
+                drop(state);
+                self.retire();
+                return Ok(false);
             }
+            if let Some(setup) = &state.setup {
+                vcpu.setup_x86(setup)?;
+                state.setup = None;
+                self.changed.notify_all();
+            }
+            if state.wanted == Wanted::Run && !state.stuck {
+                state.phase = Phase::Running;
+                return Ok(true);
+            }
+            if state.phase == Phase::Running {
+                state.phase = Phase::Waiting;
+                self.changed.notify_all();
+            }
+            self.changed.wait(&mut state);
         }
     }
 
-    /// The thread ends: nobody may kick it any more.
+    /// The thread ends: nobody may kick it any more, or wait for it.
     fn retire(&self) {
         let mut state = self.state.lock();
         state.kick = None;
-        state.running = false;
+        state.setup = None;
+        state.phase = Phase::Ended;
         self.changed.notify_all();
     }
 }
@@ -237,4 +248,127 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::hypervisor::Hypervisor;
+    use crate::hypervisor::fake::{Fake, GuestCpu};
+
+    /// Tells what is written; reads are zero.
+    struct Writes(mpsc::Sender<u64>);
+
+    impl IoHandler for Writes {
+        fn mmio_read(&self, _address: u64, data: &mut [u8]) {
+            data.fill(0);
+        }
+        fn mmio_write(&self, address: u64, _data: &[u8]) {
+            assert_ne!(address, POISON, "a device's own mistake");
+            self.0.send(address).unwrap();
+        }
+        fn pio_read(&self, _port: u16, _data: &mut [u8]) {}
+        fn pio_write(&self, _port: u16, _data: &[u8]) {}
+    }
+
+    const POISON: u64 = 0xdead;
+
+    fn setup() -> X86VcpuSetup {
+        X86VcpuSetup { cpuid: Vec::new(), regs: None }
+    }
+
+    type Events = mpsc::Receiver<(u32, VcpuEvent)>;
+
+    fn spawn(
+        program: impl Fn(&GuestCpu) -> Exit + Send + Sync + 'static,
+    ) -> (VcpuThread, mpsc::Receiver<u64>, Events) {
+        let fake = Fake::new().with_program(0, program);
+        let vcpu = fake.create_vm().unwrap().create_vcpu(0).unwrap();
+        let (writes, written) = mpsc::channel();
+        let (events, told) = mpsc::channel();
+        let listener = Arc::new(move |index, event| events.send((index, event)).unwrap());
+        let io = Arc::new(Writes(writes));
+        (VcpuThread::spawn(0, vcpu, setup(), io, listener).unwrap(), written, told)
+    }
+
+    fn count(cpu: &GuestCpu) -> Exit {
+        (1..).for_each(|n| cpu.write_u32(n, 0));
+        cpu.halt()
+    }
+
+    #[test]
+    fn it_starts_paused_and_a_paused_one_does_nothing() {
+        let (vcpu, written, _events) = spawn(count);
+        vcpu.wait_paused();
+        assert!(written.try_recv().is_err());
+        let mut next = 1;
+        for _ in 0..200 {
+            vcpu.resume();
+            assert_eq!(written.recv().unwrap(), next);
+            vcpu.pause();
+            vcpu.wait_paused();
+            next += 1 + written.try_iter().count() as u64;
+        }
+        assert!(written.try_recv().is_err());
+    }
+
+    #[test]
+    fn it_knows_its_thread() {
+        let (vcpu, ..) = spawn(|cpu| cpu.halt());
+        let name = format!("/proc/self/task/{}/comm", vcpu.thread_id());
+        assert_eq!(std::fs::read_to_string(name).unwrap(), "ecr-vcpu0\n");
+    }
+
+    #[test]
+    fn it_ends_from_every_state() {
+        drop(spawn(count));
+        let (vcpu, written, _events) = spawn(count);
+        vcpu.resume();
+        written.recv().unwrap();
+        drop(vcpu);
+        // The thread is gone, and its end of the channel with it.
+        while written.recv().is_ok() {}
+        let (vcpu, _written, events) = spawn(|_| Exit::Shutdown(ShutdownKind::TripleFault));
+        vcpu.resume();
+        events.recv().unwrap();
+        drop(vcpu);
+    }
+
+    #[test]
+    fn an_event_is_told_once_and_a_reset_starts_again() {
+        let (vcpu, written, events) = spawn(|cpu| {
+            cpu.write_u32(1, 0);
+            Exit::Shutdown(ShutdownKind::TripleFault)
+        });
+        for _ in 0..3 {
+            vcpu.resume();
+            let event = VcpuEvent::Shutdown(ShutdownKind::TripleFault);
+            assert_eq!(events.recv().unwrap(), (0, event));
+            vcpu.resume();
+            vcpu.pause();
+            vcpu.wait_paused();
+            vcpu.reset(setup());
+            vcpu.wait_paused();
+            assert!(events.try_recv().is_err());
+            assert_eq!(written.try_iter().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_an_event() {
+        let (vcpu, _written, events) = spawn(|cpu| {
+            cpu.write_u32(POISON, 0);
+            cpu.halt()
+        });
+        vcpu.resume();
+        let (_, event) = events.recv().unwrap();
+        let VcpuEvent::Failed(text) = event else { panic!("{event:?}") };
+        assert!(text.contains("a device's own mistake"), "{text}");
+        // Nobody waits for ever for a thread that has ended.
+        vcpu.reset(setup());
+        vcpu.pause();
+        vcpu.wait_paused();
+    }
 }

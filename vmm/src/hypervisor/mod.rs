@@ -91,6 +91,13 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// The host refused.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// Put the interrupt controller, and timers that belong to it, back into their state at creation. All
+    /// vCPUs must be paused; each of them is reset by [`Vcpu::setup_x86`].
+    ///
+    /// # Errors
+    /// The host refused.
+    fn reset(&self) -> Result<()>;
+
     /// The interrupt controller's input `gsi`.
     fn irq_line(&self, gsi: u32) -> IrqLine;
 

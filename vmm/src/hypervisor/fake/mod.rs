@@ -180,6 +180,11 @@ impl Vm for FakeVm {
         Ok(Box::new(FakeVcpu::new(id, program, Arc::clone(&self.shared))))
     }
 
+    fn reset(&self) -> Result<()> {
+        self.shared.state.lock().pending.clear();
+        Ok(())
+    }
+
     fn irq_line(&self, gsi: u32) -> IrqLine {
         IrqLine::new(Arc::new(Pin { shared: Arc::clone(&self.shared), gsi }))
     }

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use ecr_arch::x86::cpuid::CpuidEntry;
 use kvm_bindings::kvm_irq_routing_entry;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -20,6 +21,19 @@ pub(super) fn capabilities(_kvm: &Kvm) -> Result<Capabilities> {
 
 pub(super) fn set_up_vm(_vm: &VmFd) -> Result<()> {
     Err(error(NO_MACHINE, io::ErrorKind::Unsupported))
+}
+
+#[derive(Debug)]
+pub(super) struct PristineVm;
+
+impl PristineVm {
+    pub(super) fn of(_vm: &VmFd) -> Result<Self> {
+        Ok(Self)
+    }
+
+    pub(super) fn restore(&self, _vm: &VmFd) -> Result<()> {
+        Err(error(NO_MACHINE, io::ErrorKind::Unsupported))
+    }
 }
 
 pub(super) fn default_routes() -> Vec<kvm_irq_routing_entry> {
@@ -41,6 +55,10 @@ impl Pristine {
     pub(super) fn of(_vcpu: &VcpuFd) -> Result<Self> {
         Ok(Self)
     }
+}
+
+pub(super) fn set_cpuid(_id: u32, _vcpu: &VcpuFd, _entries: &[CpuidEntry]) -> Result<()> {
+    Err(error(NO_MACHINE, io::ErrorKind::Unsupported))
 }
 
 pub(super) fn set_up_vcpu(

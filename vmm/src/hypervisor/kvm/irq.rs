@@ -59,14 +59,25 @@ pub(super) struct MsiController {
 #[derive(Debug)]
 struct RoutingTable {
     fixed: Vec<kvm_irq_routing_entry>,
-    /// By GSI; `None` is reserved but leads nowhere yet.
-    messages: BTreeMap<u32, Option<MsiMessage>>,
+    /// By GSI.
+    routes: BTreeMap<u32, RouteState>,
+    /// KVM's table is not this one.
     changed: bool,
+}
+
+#[derive(Debug)]
+struct RouteState {
+    eventfd: Arc<EventFd>,
+    /// The last message, kept while masked: unmasking then costs no new table.
+    message: Option<MsiMessage>,
+    masked: bool,
+    /// Whether KVM listens to the eventfd.
+    armed: bool,
 }
 
 impl MsiController {
     pub(super) fn new(vm: Arc<VmFd>, fixed: Vec<kvm_irq_routing_entry>) -> Self {
-        let table = RoutingTable { fixed, messages: BTreeMap::new(), changed: false };
+        let table = RoutingTable { fixed, routes: BTreeMap::new(), changed: false };
         Self { vm, table: Mutex::new(table) }
     }
 }
@@ -83,27 +94,48 @@ impl MsiSink for MsiController {
     }
 
     fn route(self: Arc<Self>) -> io::Result<Box<dyn MsiRoute>> {
-        let eventfd = EventFd::new(EFD_NONBLOCK)?;
+        let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let mut table = self.table.lock();
         let gsi = (FIRST_MSI_GSI..MAX_GSI)
-            .find(|gsi| !table.messages.contains_key(gsi))
+            .find(|gsi| !table.routes.contains_key(gsi))
             .ok_or_else(|| io::Error::other("all interrupt routes are in use"))?;
-        table.messages.insert(gsi, None);
+        let state =
+            RouteState { eventfd: Arc::clone(&eventfd), message: None, masked: true, armed: false };
+        table.routes.insert(gsi, state);
         drop(table);
-        Ok(Box::new(Route { controller: self, gsi, eventfd, armed: Mutex::new(false) }))
+        Ok(Box::new(Route { controller: self, gsi, eventfd }))
     }
 
     fn commit(&self) -> io::Result<()> {
         let mut table = self.table.lock();
-        if !table.changed {
-            return Ok(());
+        if table.changed {
+            self.vm.set_gsi_routing(&table.to_kvm()?).map_err(os_error)?;
+            table.changed = false;
         }
-        let messages = table.messages.iter().filter_map(|(&gsi, m)| Some(msi_entry(gsi, (*m)?)));
-        let entries: Vec<_> = table.fixed.iter().copied().chain(messages).collect();
-        let routing = KvmIrqRouting::from_entries(&entries)
-            .map_err(|_| io::Error::other("too many interrupt routes"))?;
-        self.vm.set_gsi_routing(&routing).map_err(os_error)?;
-        table.changed = false;
+        // Only now: a trigger that waits in the eventfd must not send a message of the old table.
+        for (&gsi, route) in table.routes.iter_mut().filter(|(_, r)| !r.masked && !r.armed) {
+            self.vm.register_irqfd(&route.eventfd, gsi).map_err(os_error)?;
+            route.armed = true;
+        }
+        Ok(())
+    }
+}
+
+impl RoutingTable {
+    fn to_kvm(&self) -> io::Result<KvmIrqRouting> {
+        let messages = self.routes.iter().filter_map(|(&gsi, r)| Some(msi_entry(gsi, r.message?)));
+        let entries: Vec<_> = self.fixed.iter().copied().chain(messages).collect();
+        KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::other("too many interrupt routes"))
+    }
+}
+
+impl RouteState {
+    fn disarm(&mut self, vm: &VmFd, gsi: u32) -> io::Result<()> {
+        if self.armed {
+            vm.unregister_irqfd(&self.eventfd, gsi).map_err(os_error)?;
+            self.armed = false;
+        }
         Ok(())
     }
 }
@@ -137,26 +169,7 @@ fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
 struct Route {
     controller: Arc<MsiController>,
     gsi: u32,
-    eventfd: EventFd,
-    /// Whether KVM listens to the eventfd.
-    armed: Mutex<bool>,
-}
-
-impl Route {
-    fn arm(&self, wanted: bool) -> io::Result<()> {
-        let mut armed = self.armed.lock();
-        if *armed == wanted {
-            return Ok(());
-        }
-        let vm = &self.controller.vm;
-        if wanted {
-            vm.register_irqfd(&self.eventfd, self.gsi).map_err(os_error)?;
-        } else {
-            vm.unregister_irqfd(&self.eventfd, self.gsi).map_err(os_error)?;
-        }
-        *armed = wanted;
-        Ok(())
-    }
+    eventfd: Arc<EventFd>,
 }
 
 impl MsiRoute for Route {
@@ -165,23 +178,29 @@ impl MsiRoute for Route {
     }
 
     fn set(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        if let Some(message) = message {
-            let mut table = self.controller.table.lock();
-            if table.messages.insert(self.gsi, Some(message)) != Some(Some(message)) {
+        let mut table = self.controller.table.lock();
+        let Some(route) = table.routes.get_mut(&self.gsi) else { return Ok(()) };
+        route.masked = message.is_none();
+        match message {
+            None => route.disarm(&self.controller.vm, self.gsi),
+            Some(_) if route.message == message => Ok(()),
+            Some(_) => {
+                route.message = message;
                 table.changed = true;
+                Ok(())
             }
         }
-        self.arm(message.is_some())
     }
 }
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Err(error) = self.arm(false) {
+        let mut table = self.controller.table.lock();
+        let Some(mut route) = table.routes.remove(&self.gsi) else { return };
+        if let Err(error) = route.disarm(&self.controller.vm, self.gsi) {
             log::error!("free the interrupt route {}: {error}", self.gsi);
         }
-        let mut table = self.controller.table.lock();
-        table.changed |= table.messages.remove(&self.gsi).flatten().is_some();
+        table.changed |= route.message.is_some();
     }
 }
 

@@ -94,6 +94,7 @@ impl Hypervisor for Kvm {
         arch::set_up_vm(&fd)?;
         let fd = Arc::new(fd);
         Ok(Arc::new(KvmVm {
+            pristine: arch::PristineVm::of(&fd)?,
             msi: Arc::new(MsiController::new(Arc::clone(&fd), arch::default_routes())),
             doorbells: Arc::new(Doorbells::new(Arc::clone(&fd))),
             fd,
@@ -106,6 +107,7 @@ struct KvmVm {
     fd: Arc<VmFd>,
     msi: Arc<MsiController>,
     doorbells: Arc<Doorbells>,
+    pristine: arch::PristineVm,
 }
 
 impl Vm for KvmVm {
@@ -134,6 +136,10 @@ impl Vm for KvmVm {
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let fd = self.fd.create_vcpu(id.into()).map_err(refused(format!("create vCPU {id}")))?;
         Ok(Box::new(vcpu::KvmVcpu::new(id, fd)?))
+    }
+
+    fn reset(&self) -> Result<()> {
+        self.pristine.restore(&self.fd)
     }
 
     fn irq_line(&self, gsi: u32) -> IrqLine {

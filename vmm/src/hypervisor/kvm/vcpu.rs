@@ -10,8 +10,10 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
+use std::slice::ChunksMut;
 use std::sync::Arc;
 
+use ecr_arch::x86::cpuid::CpuidEntry;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO,
 };
@@ -43,18 +45,20 @@ pub(super) struct KvmVcpu {
     id: u32,
     fd: VcpuFd,
     pristine: arch::Pristine,
+    /// What it shows already: once the vCPU has run, some kernels refuse even the same CPUID again.
+    cpuid: Vec<CpuidEntry>,
 }
 
 impl KvmVcpu {
     pub(super) fn new(id: u32, fd: VcpuFd) -> Result<Self> {
         let pristine = arch::Pristine::of(&fd)?;
-        Ok(Self { id, fd, pristine })
+        Ok(Self { id, fd, pristine, cpuid: Vec::new() })
     }
 
     /// Everything but the kick goes on being blocked inside KVM_RUN as it is outside.
     fn let_kick_through(&self, blocked: &libc::sigset_t) -> io::Result<()> {
         let mut mask = SignalMask { len: size_of::<u64>() as u32, sigset: 0 };
-        for signal in 1..=64 {
+        for signal in (1..=64).filter(|&signal| signal != kick_signal()) {
             // SAFETY: `blocked` was filled by pthread_sigmask and lives through the call.
             if unsafe { libc::sigismember(blocked, signal) } == 1 {
                 mask.sigset |= 1 << (signal - 1);
@@ -112,8 +116,12 @@ struct Kick {
 
 impl VcpuKick for Kick {
     fn kick(&self) {
-        // SAFETY: tgkill takes numbers only. A thread that is gone gives ESRCH, which is what is wanted.
-        unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, kick_signal()) };
+        // SAFETY: tgkill takes numbers only.
+        let sent =
+            unsafe { libc::syscall(libc::SYS_tgkill, self.process, self.thread, kick_signal()) };
+        if sent != 0 {
+            log::error!("kick vCPU thread {}: {}", self.thread, io::Error::last_os_error());
+        }
     }
 }
 
@@ -123,6 +131,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn setup_x86(&mut self, setup: &X86VcpuSetup) -> Result<()> {
+        if self.cpuid != setup.cpuid {
+            arch::set_cpuid(self.id, &self.fd, &setup.cpuid)?;
+            self.cpuid.clone_from(&setup.cpuid);
+        }
         arch::set_up_vcpu(self.id, &self.fd, &self.pristine, setup)
     }
 
@@ -138,8 +150,14 @@ impl Vcpu for KvmVcpu {
     fn run(&mut self, io: &dyn IoHandler) -> Exit {
         loop {
             match self.fd.run() {
-                Ok(VcpuExit::IoIn(port, data)) => io.pio_read(port, data),
-                Ok(VcpuExit::IoOut(port, data)) => io.pio_write(port, data),
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    let data: *mut [u8] = data;
+                    self.port_items(data).for_each(|item| io.pio_read(port, item));
+                }
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    let data: *const [u8] = data;
+                    self.port_items(data.cast_mut()).for_each(|item| io.pio_write(port, item));
+                }
                 Ok(VcpuExit::MmioRead(address, data)) => io.mmio_read(address, data),
                 Ok(VcpuExit::MmioWrite(address, data)) => io.mmio_write(address, data),
                 Ok(VcpuExit::Intr) => return self.kicked(),
@@ -179,6 +197,15 @@ impl KvmVcpu {
     fn kicked(&self) -> Exit {
         take_kicks();
         Exit::Interrupted
+    }
+
+    /// The `data` of a KVM_EXIT_IO, cut into accesses: a string instruction makes several in one exit.
+    fn port_items(&mut self, data: *mut [u8]) -> ChunksMut<'_, u8> {
+        // SAFETY: the exit reason was KVM_EXIT_IO, so this member of the union is valid.
+        let width = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.size };
+        // SAFETY: the bytes lie behind the structure in the pages shared with KVM, which stay mapped while
+        // `self.fd` is borrowed; nobody else has a reference to them, and KVM writes them in KVM_RUN only.
+        unsafe { &mut *data }.chunks_mut(usize::from(width).max(1))
     }
 
     /// What KVM could not do, for a person.

@@ -3,6 +3,7 @@
 
 //! What KVM has on x86 only: the in-kernel interrupt controllers, CPUID, MSRs, register state.
 
+use std::fmt;
 use std::io;
 
 use ecr_arch::x86::cpuid::CpuidEntry;
@@ -12,8 +13,9 @@ use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
     Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_irq_routing_entry,
-    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_lapic_state, kvm_mp_state,
-    kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irqchip, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_pit_config, kvm_pit_state2, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -53,6 +55,39 @@ pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
     vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(refused("create the timer"))
+}
+
+/// The interrupt controllers and the timer as KVM created them: what a reset goes back to.
+pub(super) struct PristineVm {
+    controllers: [kvm_irqchip; 3],
+    timer: kvm_pit_state2,
+}
+
+impl fmt::Debug for PristineVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PristineVm")
+    }
+}
+
+impl PristineVm {
+    pub(super) fn of(vm: &VmFd) -> Result<Self> {
+        let read = || -> std::result::Result<Self, kvm_ioctls::Error> {
+            let mut controllers =
+                [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
+                    .map(|chip_id| kvm_irqchip { chip_id, ..Default::default() });
+            controllers.iter_mut().try_for_each(|controller| vm.get_irqchip(controller))?;
+            Ok(Self { controllers, timer: vm.get_pit2()? })
+        };
+        read().map_err(refused("read the state of new interrupt controllers"))
+    }
+
+    pub(super) fn restore(&self, vm: &VmFd) -> Result<()> {
+        self.controllers
+            .iter()
+            .try_for_each(|controller| vm.set_irqchip(controller))
+            .and_then(|()| vm.set_pit2(&self.timer))
+            .map_err(refused("reset the interrupt controllers"))
+    }
 }
 
 /// How KVM routes pins before it is told otherwise; a table of ours must keep it.
@@ -133,6 +168,15 @@ impl Pristine {
 const LENT_MEMORY: [u32; 7] =
     [0x11, 0x12, 0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d02, 0x4b56_4d03, 0x4b56_4d04];
 
+pub(super) fn set_cpuid(id: u32, vcpu: &VcpuFd, entries: &[CpuidEntry]) -> Result<()> {
+    let attempted = format!("set CPUID of vCPU {id}");
+    let entries: Vec<_> = entries.iter().map(to_kvm).collect();
+    match CpuId::from_entries(&entries) {
+        Ok(cpuid) => vcpu.set_cpuid2(&cpuid).map_err(refused(attempted)),
+        Err(_) => Err(error(attempted, io::Error::other("too many leaves"))),
+    }
+}
+
 pub(super) fn set_up_vcpu(
     id: u32,
     vcpu: &VcpuFd,
@@ -140,10 +184,6 @@ pub(super) fn set_up_vcpu(
     setup: &X86VcpuSetup,
 ) -> Result<()> {
     let attempt = |what: &str| format!("set {what} of vCPU {id}");
-    let entries: Vec<_> = setup.cpuid.iter().map(to_kvm).collect();
-    let cpuid = CpuId::from_entries(&entries)
-        .map_err(|_| error(attempt("CPUID"), io::Error::other("too many leaves")))?;
-    vcpu.set_cpuid2(&cpuid).map_err(refused(attempt("CPUID")))?;
     pristine.restore(vcpu).map_err(refused(attempt("the initial state")))?;
     set_lapic(vcpu, pristine).map_err(refused(attempt("the local APIC")))?;
     for index in LENT_MEMORY {
