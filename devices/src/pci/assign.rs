@@ -180,3 +180,63 @@ impl Config<'_> {
         let _ = self.host.config_write(self.at, at, data);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WINDOWS: Windows = Windows {
+        io: Window { base: 0x1000, size: 0x100 },
+        memory32: Window { base: 0xC000_0000, size: 0x10_0000 },
+        memory64: Window { base: 0x80_0000_0000, size: 1 << 30 },
+    };
+
+    fn request(index: u8, space: Space, size: u64) -> Request {
+        Request { function: DevFn::new(1, 0), index, space, size }
+    }
+
+    #[test]
+    fn the_largest_come_first_in_each_space() {
+        let requests = vec![
+            request(0, Space::Memory32, 0x1000),
+            request(1, Space::Memory32, 0x8000),
+            request(2, Space::Io, 0x20),
+            request(4, Space::Memory64, 0x4000),
+        ];
+        let placed = place(requests, &WINDOWS).unwrap();
+        let mut places: Vec<_> = placed.iter().map(|(it, address)| (it.index, *address)).collect();
+        places.sort_unstable();
+        let expected = [(0, 0xC000_8000), (1, 0xC000_0000), (2, 0x1000), (4, 0x80_0000_0000)];
+        assert_eq!(places, expected);
+    }
+
+    #[test]
+    fn a_full_window_is_reported() {
+        let requests = vec![request(0, Space::Io, 0x80), request(1, Space::Io, 0x100)];
+        let refused = place(requests, &WINDOWS).unwrap_err();
+        assert_eq!((refused.index, refused.size), (0, 0x80));
+        let text = "no room for BAR 0 of PCI function 01.0, 0x80 bytes: use fewer devices";
+        assert_eq!(refused.to_string(), text);
+    }
+
+    proptest! {
+        #[test]
+        fn places_are_aligned_disjoint_and_inside(shifts in prop::collection::vec(4u32..19, 0..20)) {
+            let requests: Vec<_> =
+                shifts.iter().map(|shift| request(0, Space::Memory32, 1 << shift)).collect();
+            let total: u64 = requests.iter().map(|request| request.size).sum();
+            let Ok(mut placed) = place(requests, &WINDOWS) else {
+                prop_assert!(total > WINDOWS.memory32.size);
+                return Ok(());
+            };
+            placed.sort_by_key(|(_, address)| *address);
+            let mut end = WINDOWS.memory32.base;
+            for (request, address) in placed {
+                prop_assert!(address >= end && address % request.size == 0);
+                end = address + request.size;
+            }
+            prop_assert!(end <= WINDOWS.memory32.base + WINDOWS.memory32.size);
+        }
+    }
+}

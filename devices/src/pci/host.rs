@@ -360,3 +360,260 @@ impl IoDevice for ConfigPorts {
         Access::Done
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::assign::{Window, Windows, assign};
+    use super::super::config::{BarKind, ConfigSpace, Identity, command};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A function with a register in each space, which remembers where its memory BAR is.
+    struct Plain {
+        config: ConfigSpace,
+        moved: Vec<(u8, Option<u64>)>,
+    }
+
+    impl PciFunction for Plain {
+        fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+            self.config.read(offset, data);
+        }
+        fn config_write(&mut self, offset: u16, data: &[u8]) {
+            self.config.write(offset, data);
+        }
+        fn bars(&self) -> Vec<Bar> {
+            self.config.bars()
+        }
+        fn bar_moved(&mut self, index: u8, address: Option<u64>) {
+            self.moved.push((index, address));
+        }
+        fn bar_read(&mut self, index: u8, offset: u64, data: &mut [u8]) -> Access {
+            data.fill(index << 4 | offset as u8);
+            Access::Done
+        }
+        fn bar_write(&mut self, _index: u8, _offset: u64, _data: &[u8]) -> Access {
+            Access::Done
+        }
+        fn reset(&mut self) {
+            self.config.reset();
+        }
+    }
+
+    struct Fixture {
+        memory: Arc<Bus>,
+        ports: Arc<Bus>,
+        host: Arc<PciHost>,
+        functions: Vec<Arc<Mutex<Plain>>>,
+    }
+
+    fn plain() -> Plain {
+        let mut config = ConfigSpace::new(&Identity {
+            vendor: 0x1234,
+            device: 0x5678,
+            revision: 0,
+            class: 0x00_FF_00,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        });
+        config.add_bar(0, BarKind::Memory32, 0x1000);
+        config.add_bar(1, BarKind::Io, 0x20);
+        config.add_bar(2, BarKind::Memory64, 0x4000);
+        config.set_interrupt_pin(1);
+        Plain { config, moved: Vec::new() }
+    }
+
+    fn fixture(at: &[DevFn]) -> Fixture {
+        let (memory, ports) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
+        let host = Arc::new(PciHost::new(Arc::clone(&memory), Arc::clone(&ports)));
+        let functions: Vec<_> = at.iter().map(|_| Arc::new(Mutex::new(plain()))).collect();
+        for (&at, function) in at.iter().zip(&functions) {
+            host.add(at, Arc::clone(function) as SharedFunction).unwrap();
+        }
+        Fixture { memory, ports, host, functions }
+    }
+
+    const A: DevFn = DevFn::new(1, 0);
+    const B: DevFn = DevFn::new(2, 0);
+
+    fn write32(host: &PciHost, at: DevFn, offset: u16, value: u32) {
+        assert_eq!(host.config_write(at, offset, &value.to_le_bytes()), Access::Done);
+    }
+
+    fn read32(host: &PciHost, at: DevFn, offset: u16) -> u32 {
+        let mut data = [0; 4];
+        let _ = host.config_read(at, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn enable(host: &PciHost, at: DevFn) {
+        write32(host, at, offset::COMMAND, (command::MEMORY | command::IO).into());
+    }
+
+    fn answers(bus: &Bus, address: u64) -> bool {
+        bus.read(address, &mut [0; 4]) == Access::Done
+    }
+
+    #[test]
+    fn an_empty_slot_reads_ones() {
+        let Fixture { host, .. } = fixture(&[A]);
+        assert_eq!(read32(&host, A, 0), 0x5678_1234);
+        assert_eq!(read32(&host, B, 0), u32::MAX);
+        assert_eq!(host.config_write(B, 0, &[0]), Access::Unclaimed);
+        let again = host.add(A, Arc::new(Mutex::new(plain())));
+        assert_eq!(again, Err(PciError::InUse(A)));
+        assert_eq!(host.remove(B).err(), Some(PciError::Empty(B)));
+    }
+
+    #[test]
+    fn linux_sizes_moves_and_enables_bars() {
+        let Fixture { host, memory, ports, functions } = fixture(&[A]);
+        let sizes: Vec<u32> = (0..5)
+            .map(|index| {
+                write32(&host, A, offset::BAR0 + index * 4, u32::MAX);
+                read32(&host, A, offset::BAR0 + index * 4)
+            })
+            .collect();
+        assert_eq!(sizes, [0xFFFF_F000, 0xFFFF_FFE1, 0xFFFF_C00C, 0xFFFF_FFFF, 0]);
+        write32(&host, A, offset::BAR0, 0xC000_0000);
+        write32(&host, A, offset::BAR0 + 4, 0x2000);
+        write32(&host, A, offset::BAR0 + 8, 0);
+        write32(&host, A, offset::BAR0 + 12, 0x80);
+        assert!(!answers(&memory, 0xC000_0000), "not yet enabled");
+        enable(&host, A);
+        let mut data = [0];
+        assert_eq!(memory.read(0xC000_0003, &mut data), Access::Done);
+        assert_eq!(data, [0x03]);
+        assert_eq!(ports.read(0x2001, &mut data), Access::Done);
+        assert_eq!(data, [0x11]);
+        assert!(answers(&memory, 0x80_0000_0000));
+        write32(&host, A, offset::BAR0, 0xC100_0000);
+        assert!(!answers(&memory, 0xC000_0000));
+        assert!(answers(&memory, 0xC100_0000));
+        write32(&host, A, offset::COMMAND, 0);
+        assert!(!answers(&memory, 0xC100_0000) && !answers(&ports, 0x2000));
+        let moved = functions[0].lock().moved.clone();
+        let of_bar0: Vec<_> = moved.iter().filter(|it| it.0 == 0).map(|it| it.1).collect();
+        assert_eq!(of_bar0, [Some(0xC000_0000), None, Some(0xC100_0000), None]);
+    }
+
+    #[test]
+    fn the_second_of_two_overlapping_bars_waits_for_room() {
+        let Fixture { host, memory, functions, .. } = fixture(&[A, B]);
+        for at in [A, B] {
+            write32(&host, at, offset::BAR0, 0xC000_0000);
+            enable(&host, at);
+        }
+        assert_eq!(functions[1].lock().moved, []);
+        write32(&host, A, offset::BAR0, 0xC000_1000);
+        assert!(answers(&memory, 0xC000_0000) && answers(&memory, 0xC000_1000));
+        assert_eq!(functions[1].lock().moved, [(0, Some(0xC000_0000))]);
+        host.remove(A).unwrap();
+        assert!(!answers(&memory, 0xC000_1000));
+    }
+
+    #[test]
+    fn function_zero_tells_of_the_others() {
+        let with_others = fixture(&[DevFn::new(3, 0), DevFn::new(3, 2), DevFn::new(4, 0)]).host;
+        let header = |at| read32(&with_others, at, 0x0C) >> 16 & 0xFF;
+        assert_eq!(header(DevFn::new(3, 0)), 0x80);
+        assert_eq!(header(DevFn::new(3, 2)), 0);
+        assert_eq!(header(DevFn::new(4, 0)), 0);
+    }
+
+    #[test]
+    fn reset_takes_all_bars_off() {
+        let Fixture { host, memory, .. } = fixture(&[A]);
+        write32(&host, A, offset::BAR0, 0xC000_0000);
+        enable(&host, A);
+        host.reset();
+        assert!(!answers(&memory, 0xC000_0000));
+        assert_eq!(read32(&host, A, offset::BAR0), 0);
+    }
+
+    #[test]
+    fn firmware_gives_every_bar_a_place() {
+        let Fixture { host, memory, ports, .. } = fixture(&[A, B]);
+        let windows = Windows {
+            io: Window { base: 0x1000, size: 0x1000 },
+            memory32: Window { base: 0xC000_0000, size: 0x1000_0000 },
+            memory64: Window { base: 0x80_0000_0000, size: 0x1_0000_0000 },
+        };
+        assign(&host, &windows, [16, 17, 18, 19]).unwrap();
+        let registers = |at| [0x10, 0x14, 0x18, 0x1C].map(|offset| read32(&host, at, offset));
+        assert_eq!(registers(A), [0xC000_0000, 0x1001, 0xC, 0x80]);
+        assert_eq!(registers(B), [0xC000_1000, 0x1021, 0x400C, 0x80]);
+        let lines = [A, B].map(|at| read32(&host, at, 0x3C));
+        assert_eq!(lines, [0x0111, 0x0112], "INTA of slots 1 and 2 are the bus's INTB and INTC");
+        assert!(!answers(&memory, 0xC000_0000));
+        [A, B].into_iter().for_each(|at| enable(&host, at));
+        for address in [0xC000_0000, 0xC000_1000, 0x80_0000_0000, 0x80_0000_4000] {
+            assert!(answers(&memory, address), "{address:#x}");
+        }
+        assert!(answers(&ports, 0x1000) && answers(&ports, 0x1020));
+    }
+
+    #[test]
+    fn ecam_reaches_the_functions_of_bus_0() {
+        let mut ecam = Ecam::new(fixture(&[A]).host);
+        let mut data = [0; 2];
+        assert_eq!(ecam.read(1 << 15 | 2, &mut data), Access::Done);
+        assert_eq!(data, 0x5678u16.to_le_bytes());
+        assert_eq!(ecam.read(1 << 15 | 3, &mut data), Access::Unclaimed);
+        assert_eq!(ecam.read(1 << 20 | 1 << 15, &mut data), Access::Unclaimed);
+        assert_eq!(ecam.read(1 << 15, &mut [0; 8]), Access::Unclaimed);
+    }
+
+    #[test]
+    fn config_ports_follow_mechanism_1() {
+        struct Between;
+        impl IoDevice for Between {
+            fn read(&mut self, _offset: u64, data: &mut [u8]) -> Access {
+                data.fill(0x42);
+                Access::Done
+            }
+            fn write(&mut self, _offset: u64, _data: &[u8]) -> Access {
+                Access::Done
+            }
+        }
+        let mut ports = ConfigPorts::new(fixture(&[A]).host, Some(Box::new(Between)));
+        let mut data = [0; 4];
+        assert_eq!(ports.read(4, &mut data), Access::Unclaimed, "not enabled");
+        assert_eq!(ports.write(0, &0x8000_0803u32.to_le_bytes()), Access::Done);
+        assert_eq!(ports.read(0, &mut data), Access::Done);
+        assert_eq!(data, 0x8000_0800u32.to_le_bytes());
+        assert_eq!(ports.read(4, &mut data), Access::Done);
+        assert_eq!(data, 0x5678_1234u32.to_le_bytes());
+        assert_eq!(ports.read(6, &mut data[..2]), Access::Done);
+        assert_eq!(data[..2], 0x5678u16.to_le_bytes());
+        assert_eq!(ports.read(1, &mut data[..1]), Access::Done);
+        assert_eq!(data[0], 0x42);
+        assert_eq!(ports.read(2, &mut data[..2]), Access::Unclaimed);
+        assert_eq!(ports.write(0, &0x8001_0800u32.to_le_bytes()), Access::Done);
+        assert_eq!(ports.read(4, &mut data), Access::Unclaimed, "bus 1 is empty");
+    }
+
+    proptest! {
+        #[test]
+        fn no_guest_can_leave_a_range_behind(
+            accesses in prop::collection::vec((0u64..0x20_000, 0usize..5, any::<[u8; 4]>()), 0..100),
+            addresses in prop::collection::vec((0u16..6, prop::sample::select(
+                vec![0u32, 0x1000, 0xC000_0000, 0xC000_1000, 0xFFFF_F000, u32::MAX])), 0..20),
+        ) {
+            let Fixture { host, memory, ports, .. } = fixture(&[DevFn::new(0, 0), A, B]);
+            let all = [DevFn::new(0, 0), A, B];
+            all.into_iter().for_each(|at| enable(&host, at));
+            for (bar, value) in addresses {
+                all.into_iter().for_each(|at| write32(&host, at, offset::BAR0 + bar * 4, value));
+            }
+            let mut ecam = Ecam::new(Arc::clone(&host));
+            for (offset, len, data) in accesses {
+                let _ = ecam.write(offset, &data[..len]);
+                let _ = ecam.read(offset, &mut data.clone()[..len]);
+            }
+            for (at, _) in host.functions() {
+                host.remove(at).unwrap();
+            }
+            prop_assert_eq!(format!("{:?} {:?}", memory, ports), "{} {}");
+        }
+    }
+}

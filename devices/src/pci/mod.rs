@@ -11,6 +11,8 @@ pub mod config;
 pub mod host;
 pub mod intx;
 pub mod msix;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use crate::bus::Access;
 

@@ -11,6 +11,8 @@ mod common;
 mod doorbells;
 mod interrupt;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
