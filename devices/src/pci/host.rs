@@ -606,9 +606,9 @@ mod tests {
                 all.into_iter().for_each(|at| write32(&host, at, offset::BAR0 + bar * 4, value));
             }
             let mut ecam = Ecam::new(Arc::clone(&host));
-            for (offset, len, data) in accesses {
+            for (offset, len, mut data) in accesses {
                 let _ = ecam.write(offset, &data[..len]);
-                let _ = ecam.read(offset, &mut data.clone()[..len]);
+                let _ = ecam.read(offset, &mut data[..len]);
             }
             for (at, _) in host.functions() {
                 host.remove(at).unwrap();
