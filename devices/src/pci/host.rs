@@ -365,6 +365,7 @@ impl IoDevice for ConfigPorts {
 mod tests {
     use super::super::assign::{Window, Windows, assign};
     use super::super::config::{BarKind, ConfigSpace, Identity, command};
+    use super::super::describe::describe;
     use super::*;
     use proptest::prelude::*;
 
@@ -550,6 +551,23 @@ mod tests {
             assert!(answers(&memory, address), "{address:#x}");
         }
         assert!(answers(&ports, 0x1000) && answers(&ports, 0x1020));
+    }
+
+    #[test]
+    fn the_host_can_look_at_its_functions() {
+        let Fixture { host, .. } = fixture(&[A]);
+        write32(&host, A, offset::BAR0, 0xC000_0000);
+        write32(&host, A, offset::BAR0 + 12, 0x80);
+        write32(&host, A, offset::COMMAND, command::MEMORY.into());
+        let [found] = describe(&host).try_into().unwrap();
+        assert_eq!((found.at, found.vendor, found.device), (A, 0x1234, 0x5678));
+        assert_eq!((found.class, found.interrupt_pin), (0x00FF, 1));
+        let bars: Vec<_> = found
+            .bars
+            .iter()
+            .map(|it| (it.bar.index, it.bar.address, it.prefetchable, it.wide))
+            .collect();
+        assert_eq!(bars, [(0, 0xC000_0000, false, false), (2, 0x80_0000_0000, true, true)]);
     }
 
     #[test]
