@@ -1,72 +1,76 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! The chipset's own PCI functions: the host bridge (Intel 3 Series MCH, 316966, section 5) and the LPC bridge
-//! (ICH9, 316972, section 13). A guest recognises the machine by them, and finds in them what firmware has
-//! programmed: where ECAM and the power management block are, and that pins lead to the I/O APIC.
-//!
-//! The registers are fixed: here is no firmware that would move anything. Left out: memory attributes (PAM,
-//! SMRAM), the root complex block, SMI.
+//! The two functions by which software recognises a q35: the MCH host bridge (Intel 316966) and the ICH9
+//! LPC bridge (Intel 316972, chapter 13). Their registers read as firmware would have left them; what they
+//! decode is fixed by the board, so a guest cannot move it.
 
 use crate::bus::Access;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::{Bar, PciFunction};
 
-const INTEL: u16 = 0x8086;
-/// QEMU's, since a board without one is unknown to guests.
+const VENDOR_INTEL: u16 = 0x8086;
+/// QEMU's subsystem ids, by which drivers tell an emulated chipset.
 const SUBSYSTEM_VENDOR: u16 = 0x1AF4;
 const SUBSYSTEM: u16 = 0x1100;
 
-/// A bridge: registers and nothing else.
+const MCH_DEVICE: u16 = 0x29C0;
+const CLASS_HOST_BRIDGE: u32 = 0x06_0000;
+/// MCH: base of ECAM in bits 35:26, its size in 2:1, enable in 0.
+const PCIEXBAR: u16 = 0x60;
+const PCIEXBAR_ENABLE: u64 = 1;
+
+const LPC_DEVICE: u16 = 0x2918;
+const LPC_REVISION: u8 = 2;
+const CLASS_ISA_BRIDGE: u32 = 0x06_0100;
+/// LPC: base of the power management block, its enable bit, and the routes of legacy interrupts, all off.
+const PMBASE: u16 = 0x40;
+const PMBASE_IO: u32 = 1;
+const ACPI_CNTL: u16 = 0x44;
+const ACPI_CNTL_ENABLE: u8 = 1 << 7;
+const PIRQ_ROUTES: [u16; 2] = [0x60, 0x68];
+const PIRQ_OFF: [u8; 4] = [0x80; 4];
+
+/// A function of the chipset: configuration space and nothing behind it.
 #[derive(Debug)]
 pub struct Bridge {
     config: ConfigSpace,
 }
 
 impl Bridge {
-    /// The host bridge, 00:00.0. ECAM is at `ecam`, for 256 buses.
-    pub fn host(ecam: u64) -> Self {
-        const MCH: u16 = 0x29C0;
-        const CLASS_HOST_BRIDGE: u32 = 0x06_00_00;
-        /// PCI Express register range base address: 64 bits; bits 2:1 say how large, 0 is 256 MiB.
-        const PCIEXBAR: u16 = 0x60;
-        const PCIEXBAR_ENABLE: u64 = 1;
-        let mut config = config(MCH, CLASS_HOST_BRIDGE);
-        config.define(PCIEXBAR, &(ecam | PCIEXBAR_ENABLE).to_le_bytes());
+    /// The host bridge, which tells where ECAM is. Its size is 256, 128 or 64 MiB.
+    pub fn mch(ecam_base: u64, ecam_size: u64) -> Self {
+        let mut config = ConfigSpace::new(&identity(MCH_DEVICE, 0, CLASS_HOST_BRIDGE));
+        let length = match ecam_size >> 20 {
+            64 => 2 << 1,
+            128 => 1 << 1,
+            _ => 0,
+        };
+        config.define(PCIEXBAR, &(ecam_base | length | PCIEXBAR_ENABLE).to_le_bytes());
         Self { config }
     }
 
-    /// The LPC bridge, 00:1f.0. Power management is at port `pm_base`, and its interrupt is IRQ 9.
+    /// The LPC bridge, which tells where the power management block is.
     pub fn lpc(pm_base: u16) -> Self {
-        const ICH9_LPC: u16 = 0x2918;
-        const CLASS_ISA_BRIDGE: u32 = 0x06_01_00;
-        const PMBASE: u16 = 0x40;
-        const PMBASE_IS_IO: u32 = 1;
-        const ACPI_CNTL: u16 = 0x44;
-        const ACPI_ENABLE: u8 = 1 << 7;
-        /// PIRQA to PIRQD and PIRQE to PIRQH.
-        const PIRQ_ROUTING: [u16; 2] = [0x60, 0x68];
-        /// To the I/O APIC only.
-        const NOT_TO_PIC: u8 = 1 << 7;
-        let mut config = config(ICH9_LPC, CLASS_ISA_BRIDGE);
-        config.define(PMBASE, &(u32::from(pm_base) | PMBASE_IS_IO).to_le_bytes());
-        config.define(ACPI_CNTL, &[ACPI_ENABLE]);
-        for routing in PIRQ_ROUTING {
-            config.define(routing, &[NOT_TO_PIC; 4]);
+        let mut config = ConfigSpace::new(&identity(LPC_DEVICE, LPC_REVISION, CLASS_ISA_BRIDGE));
+        config.define(PMBASE, &(u32::from(pm_base) | PMBASE_IO).to_le_bytes());
+        config.define(ACPI_CNTL, &[ACPI_CNTL_ENABLE]);
+        for register in PIRQ_ROUTES {
+            config.define(register, &PIRQ_OFF);
         }
         Self { config }
     }
 }
 
-fn config(device: u16, class: u32) -> ConfigSpace {
-    ConfigSpace::new(&Identity {
-        vendor: INTEL,
+fn identity(device: u16, revision: u8, class: u32) -> Identity {
+    Identity {
+        vendor: VENDOR_INTEL,
         device,
-        revision: 2,
+        revision,
         class,
         subsystem_vendor: SUBSYSTEM_VENDOR,
         subsystem: SUBSYSTEM,
-    })
+    }
 }
 
 impl PciFunction for Bridge {
@@ -106,20 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn the_host_bridge_tells_where_ecam_is() {
-        let mut bridge = Bridge::host(0xB000_0000);
-        assert_eq!(read32(&mut bridge, 0), 0x29C0_8086);
-        assert_eq!(read32(&mut bridge, 8), 0x0600_0002);
-        bridge.config_write(0x60, &[0; 4]);
-        assert_eq!([0x60, 0x64].map(|at| read32(&mut bridge, at)), [0xB000_0001, 0]);
-    }
-
-    #[test]
-    fn the_lpc_bridge_tells_where_power_management_is() {
-        let mut bridge = Bridge::lpc(0x600);
-        assert_eq!(read32(&mut bridge, 0), 0x2918_8086);
-        assert_eq!(read32(&mut bridge, 8), 0x0601_0002);
-        assert_eq!([0x40, 0x44].map(|at| read32(&mut bridge, at)), [0x601, 0x80]);
-        assert_eq!([0x60, 0x68].map(|at| read32(&mut bridge, at)), [0x8080_8080; 2]);
+    fn software_recognises_the_chipset_and_cannot_move_it() {
+        let mut mch = Bridge::mch(0xB000_0000, 256 << 20);
+        let mut lpc = Bridge::lpc(0x600);
+        assert_eq!((read32(&mut mch, 0), read32(&mut lpc, 0)), (0x29C0_8086, 0x2918_8086));
+        assert_eq!(read32(&mut lpc, 8), 0x0601_0002);
+        for (bridge, register, value) in [(&mut mch, 0x60, 0xB000_0001), (&mut lpc, 0x40, 0x601)] {
+            bridge.config_write(register, &0u32.to_le_bytes());
+            assert_eq!(read32(bridge, register), value);
+        }
     }
 }
