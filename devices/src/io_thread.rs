@@ -200,5 +200,35 @@ impl IoHandle {
     }
 }
 
+/// The workers of one device, on whatever threads. Dropping it takes them off.
+#[derive(Debug, Default)]
+pub struct WorkerSet(Vec<(IoHandle, WorkerId)>);
+
+impl WorkerSet {
+    /// Let the thread of `handle` serve `worker`.
+    ///
+    /// # Errors
+    /// As [`IoHandle::add`].
+    pub fn add(&mut self, handle: &IoHandle, worker: Box<dyn Worker>) -> Result<(), IoThreadError> {
+        self.0.push((handle.clone(), handle.add(worker)?));
+        Ok(())
+    }
+
+    /// Take all workers off their threads and give back their queues, in the order of [`Self::add`].
+    /// Those of a thread that has ended are lost with it.
+    pub fn take_queues(&mut self) -> Vec<ActiveQueue> {
+        let workers = self.0.drain(..).filter_map(|(handle, id)| {
+            handle.remove(id).inspect_err(|error| log::error!("taking back queues: {error}")).ok()
+        });
+        workers.flat_map(Worker::into_queues).collect()
+    }
+}
+
+impl Drop for WorkerSet {
+    fn drop(&mut self) {
+        self.take_queues();
+    }
+}
+
 #[cfg(test)]
 mod tests;

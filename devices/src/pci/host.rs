@@ -365,6 +365,7 @@ impl IoDevice for ConfigPorts {
 mod tests {
     use super::super::assign::{Window, Windows, assign};
     use super::super::config::{BarKind, ConfigSpace, Identity, command};
+    use super::super::describe::describe;
     use super::*;
     use proptest::prelude::*;
 
@@ -553,6 +554,23 @@ mod tests {
     }
 
     #[test]
+    fn the_host_can_look_at_its_functions() {
+        let Fixture { host, .. } = fixture(&[A]);
+        write32(&host, A, offset::BAR0, 0xC000_0000);
+        write32(&host, A, offset::BAR0 + 12, 0x80);
+        write32(&host, A, offset::COMMAND, command::MEMORY.into());
+        let [found] = describe(&host).try_into().unwrap();
+        assert_eq!((found.at, found.vendor, found.device), (A, 0x1234, 0x5678));
+        assert_eq!((found.class, found.interrupt_pin), (0x00FF, 1));
+        let bars: Vec<_> = found
+            .bars
+            .iter()
+            .map(|it| (it.bar.index, it.bar.address, it.prefetchable, it.wide))
+            .collect();
+        assert_eq!(bars, [(0, 0xC000_0000, false, false), (2, 0x80_0000_0000, true, true)]);
+    }
+
+    #[test]
     fn ecam_reaches_the_functions_of_bus_0() {
         let mut ecam = Ecam::new(fixture(&[A]).host);
         let mut data = [0; 2];
@@ -606,9 +624,9 @@ mod tests {
                 all.into_iter().for_each(|at| write32(&host, at, offset::BAR0 + bar * 4, value));
             }
             let mut ecam = Ecam::new(Arc::clone(&host));
-            for (offset, len, data) in accesses {
+            for (offset, len, mut data) in accesses {
                 let _ = ecam.write(offset, &data[..len]);
-                let _ = ecam.read(offset, &mut data.clone()[..len]);
+                let _ = ecam.read(offset, &mut data[..len]);
             }
             for (at, _) in host.functions() {
                 host.remove(at).unwrap();

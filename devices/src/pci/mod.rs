@@ -8,6 +8,7 @@
 pub mod assign;
 pub mod cap;
 pub mod config;
+pub mod describe;
 pub mod host;
 pub mod intx;
 pub mod msix;

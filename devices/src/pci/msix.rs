@@ -517,11 +517,11 @@ mod tests {
         ) {
             let (_, msix) = msix();
             let _eventfd = msix.vector(0).unwrap().eventfd().unwrap();
-            for (offset, len, data, control) in accesses {
+            for (offset, len, mut data, control) in accesses {
                 msix.set_control(control);
                 let _ = msix.bar_write(offset, &data[..len]);
                 (0..COUNT).for_each(|index| msix.vector(index).unwrap().trigger());
-                let _ = msix.bar_read(offset, &mut data.clone()[..len]);
+                let _ = msix.bar_read(offset, &mut data[..len]);
             }
         }
     }

@@ -5,7 +5,14 @@
 //!
 //! Virtual I/O Device (VIRTIO) Version 1.2. Only the modern interface; split virtqueues only.
 
+pub mod queue;
+pub mod rng;
 pub mod transport;
+
+#[cfg(test)]
+mod test_driver;
+#[cfg(test)]
+mod test_interrupt;
 
 use std::fmt;
 use std::sync::Arc;

@@ -355,7 +355,7 @@ fn a_queue_that_cannot_work_needs_a_reset() {
         (8, 0x1001),
         (8, 0xF000),
         (8, 0x1_0000_0000),
-        (8, u64::MAX & !0xfff),
+        (8, !0xfff),
     ] {
         let mut driver = Driver::new();
         driver.enable_msix();
@@ -451,20 +451,20 @@ proptest! {
         let mut driver = Driver::new();
         let interrupt = driver.interrupt();
         let mut statuses = statuses.into_iter().cycle();
-        for (offset, len, data) in common {
+        for (offset, len, mut data) in common {
             let _ = driver.function.bar_write(layout::VIRTIO_BAR, offset, &data[..len]);
-            let _ = driver.function.bar_read(layout::VIRTIO_BAR, offset, &mut data.clone()[..len]);
+            let _ = driver.function.bar_read(layout::VIRTIO_BAR, offset, &mut data[..len]);
             driver.function.write_status(statuses.next().unwrap_or(0));
             interrupt.queue(offset as u16);
             interrupt.config();
         }
-        for (bar, is_config, offset, len, data) in accesses {
+        for (bar, is_config, offset, len, mut data) in accesses {
             if is_config {
                 driver.function.config_write(offset as u16, &data[..len.min(4)]);
-                driver.function.config_read(offset as u16, &mut data.clone()[..len.min(4)]);
+                driver.function.config_read(offset as u16, &mut data[..len.min(4)]);
             } else {
                 let _ = driver.function.bar_write(bar, offset, &data[..len]);
-                let _ = driver.function.bar_read(bar, offset, &mut data.clone()[..len]);
+                let _ = driver.function.bar_read(bar, offset, &mut data[..len]);
             }
             interrupt.needs_reset();
         }
