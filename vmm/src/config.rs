@@ -85,6 +85,15 @@ pub enum MachineType {
     Q35,
 }
 
+impl MachineType {
+    /// Its name in configurations and to clients.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+        }
+    }
+}
+
 /// Processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

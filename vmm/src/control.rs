@@ -10,6 +10,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::config::MachineType;
+
 /// A request to the control thread, which owns the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -27,6 +29,8 @@ pub enum Command {
     QueryStatus,
     /// Name and identity.
     QueryIdentity,
+    /// The kind of machine.
+    QueryMachine,
     /// vCPUs.
     QueryCpus,
     /// Sizes of memory.
@@ -50,6 +54,8 @@ pub enum Reply {
     Status(RunState),
     /// To [`Command::QueryIdentity`].
     Identity(Identity),
+    /// To [`Command::QueryMachine`].
+    Machine(MachineInfo),
     /// To [`Command::QueryCpus`].
     Cpus(Vec<CpuInfo>),
     /// To [`Command::QueryMemory`].
@@ -106,6 +112,17 @@ pub struct Identity {
     pub name: Option<String>,
     /// Identity.
     pub uuid: Uuid,
+}
+
+/// The kind of machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineInfo {
+    /// Its type.
+    pub kind: MachineType,
+    /// Most vCPUs that one of its kind can have on this host.
+    pub max_cpus: u32,
+    /// Whether the host's processor runs the guest; not so with the fake hypervisor of tests.
+    pub accelerated: bool,
 }
 
 /// A vCPU.

@@ -3,7 +3,6 @@
 
 //! The small devices of a PC that firmware and kernels expect at fixed I/O ports.
 
-mod bridges;
 mod cmos;
 mod i8042;
 mod pm;
@@ -11,7 +10,6 @@ mod pvpanic;
 mod reset;
 mod uart16550;
 
-pub use bridges::Bridge;
 pub use cmos::Cmos;
 pub use i8042::I8042;
 pub use pm::PowerManagement;
