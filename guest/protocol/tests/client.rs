@@ -3,6 +3,8 @@
 
 //! The client against a multiplexer played by the test.
 
+#![allow(clippy::unwrap_used)] // Helpers too: a failed step is a failed test.
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};

@@ -4,6 +4,8 @@
 //! The bytes on the wire, worked out by hand from the contract's field numbers and the protobuf encoding: a key is
 //! `number << 3 | type`, types are 0 varint and 2 length-delimited. A renumbered or retyped field changes them.
 
+#![allow(clippy::unwrap_used)] // Helpers too: a failed step is a failed test.
+
 use ecr_agent_protocol::agent::*;
 use ecr_agent_protocol::csi::*;
 use ecr_agent_protocol::health::*;

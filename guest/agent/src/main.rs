@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! The guest agent: the first process of the virtual machine, and the runtime's hands in it.
+//!
+//! As init it mounts what programs expect, loads the kernel modules that the initial RAM disk lists, moves to the root
+//! file system if the initial RAM disk was asked to find one, brings up the loopback link, says in one line that the
+//! guest is ready, and then serves the agent protocol on vsock until it is told to power off. Started by another init,
+//! it only serves.
+//!
+//! So far the protocol's `grpc.Health` and `AgentService/GetGuestDetails` are answered; see `service`.
+
+mod clock;
+mod exec;
+mod logger;
+mod loopback;
+mod modules;
+mod mounts;
+mod options;
+mod power;
+mod reaper;
+mod root;
+mod service;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use ecr_agent_protocol::AGENT_PORT;
+use ttrpc::r#async::Server;
+
+use options::Options;
+use power::Stop;
+use reaper::Reaper;
+
+fn main() -> ExitCode {
+    logger::init();
+    let init = std::process::id() == 1;
+    let outcome = if init { run_as_init() } else { run_as_service() };
+    // If init returns, the kernel panics, which is what the operator has to see.
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_as_init() -> Result<()> {
+    mounts::mount_system()?;
+    let options = Options::from_kernel_command_line()?;
+    log::set_max_level(options.log);
+    modules::load_listed()?;
+    if let Some(root) = &options.root
+        && root::on_initial_ram_disk()?
+    {
+        root::switch(root)?; // Returns only with an error.
+    }
+    loopback::bring_up()?;
+    let stop = runtime()?.block_on(serve_guest(&options))?;
+    power::shut_down(stop)
+}
+
+fn run_as_service() -> Result<()> {
+    let options = Options::from_kernel_command_line()?;
+    log::set_max_level(options.log);
+    runtime()?.block_on(async {
+        let _server = start_server(&options).await?;
+        power::termination().await.map(drop)
+    })
+}
+
+/// One thread is enough: the agent waits far more than it works, and threads cost the guest memory and boot time.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+/// Serve until somebody wants the guest stopped.
+async fn serve_guest(options: &Options) -> Result<Stop> {
+    let reaper = Reaper::start()?;
+    // A kernel without vsock still makes a useful guest: for `ecr.exec`, or to look around in.
+    let _server = match start_server(options).await {
+        Ok(server) => Some(server),
+        Err(error) => {
+            log::warn!("the runtime cannot reach this agent: {error:#}");
+            None
+        }
+    };
+    announce();
+
+    let program = async {
+        match &options.exec {
+            Some(command) => exec::run(command, &reaper).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        stop = power::requested() => stop,
+        () = program => Ok(Stop::PowerOff),
+    }
+}
+
+async fn start_server(options: &Options) -> Result<Server> {
+    let address = options.server_addr.clone().unwrap_or_else(|| format!("vsock://-1:{AGENT_PORT}"));
+    let mut server = Server::new()
+        .bind(&address)
+        .with_context(|| format!("listen on {address}"))?
+        .register_service(service::health())
+        .register_service(service::agent());
+    server.start().await.with_context(|| format!("serve on {address}"))?;
+    Ok(server)
+}
+
+/// The boot line. A console that cannot be written to is no reason to stop.
+fn announce() {
+    let uptime = clock::since_boot();
+    let _ = writeln!(
+        std::io::stdout(),
+        "ecr-agent {} ready in {}.{:06} s",
+        env!("CARGO_PKG_VERSION"),
+        uptime.as_secs(),
+        uptime.subsec_micros(),
+    );
+}
