@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use ecr_devices::chipset::{GuestRequest, GuestRequestSink};
 use parking_lot::{Condvar, Mutex};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::control::{Command, CommandError, Event, Reply, ShutdownReason};
+use crate::vcpu::VcpuEvent;
 
 /// What reaches the control thread through its mailbox.
 #[derive(Debug)]
@@ -24,33 +26,25 @@ pub(crate) enum Message {
     Request(Command, mpsc::Sender<Result<Reply, CommandError>>),
     /// From now on send events there.
     Subscribe(mpsc::Sender<Event>),
+    /// A vCPU has stopped by itself.
+    Vcpu(u32, VcpuEvent),
     /// A thread of this VM cannot go on.
     Failed(String),
 }
 
-/// What the guest asked for through a device. Kept as flags: a guest that asks a million times before
-/// the control thread looks has asked once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum GuestSignal {
-    /// Power off.
-    PowerOff = 1,
-    /// Reset.
-    Reset = 1 << 1,
-    /// The kernel has panicked.
-    Panicked = 1 << 2,
-    /// The kernel has panicked and will write a crash dump.
-    CrashLoaded = 1 << 3,
-}
-
-impl GuestSignal {
-    /// In the order in which they are to be handled.
-    const ALL: [Self; 4] = [Self::CrashLoaded, Self::Panicked, Self::PowerOff, Self::Reset];
-}
+/// In the order in which they are to be handled.
+const GUEST_REQUESTS: [GuestRequest; 4] = [
+    GuestRequest::CrashLoaded,
+    GuestRequest::Panicked,
+    GuestRequest::PowerOff,
+    GuestRequest::Reset,
+];
 
 /// Where messages for the control thread are put down, from any thread.
 pub(crate) struct Mailbox {
     messages: mpsc::Sender<Message>,
+    /// What the guest asked for, as flags: a guest that asks a million times before the control thread
+    /// looks has asked once.
     guest: AtomicU32,
     wake: EventFd,
 }
@@ -76,16 +70,10 @@ impl Mailbox {
         sent
     }
 
-    /// Note what the guest asked for.
-    pub(crate) fn signal(&self, signal: GuestSignal) {
-        self.guest.fetch_or(signal as u32, Ordering::AcqRel);
-        self.wake();
-    }
-
     /// What the guest has asked for since the last call.
-    pub(crate) fn take_signals(&self) -> impl Iterator<Item = GuestSignal> + use<> {
+    pub(crate) fn take_requests(&self) -> impl Iterator<Item = GuestRequest> + use<> {
         let flags = self.guest.swap(0, Ordering::AcqRel);
-        GuestSignal::ALL.into_iter().filter(move |signal| flags & *signal as u32 != 0)
+        GUEST_REQUESTS.into_iter().filter(move |request| flags & *request as u32 != 0)
     }
 
     /// Before looking into the mailbox: what is put down later wakes again.
@@ -97,6 +85,13 @@ impl Mailbox {
     fn wake(&self) {
         // Fails only where the counter is full, and then the reader is awake anyway.
         let _ = self.wake.write(1);
+    }
+}
+
+impl GuestRequestSink for Mailbox {
+    fn request(&self, request: GuestRequest) {
+        self.guest.fetch_or(request as u32, Ordering::AcqRel);
+        self.wake();
     }
 }
 

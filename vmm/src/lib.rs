@@ -11,7 +11,13 @@
 pub mod boot;
 pub mod config;
 pub mod control;
+mod handle;
 pub mod hypervisor;
+mod machine;
 pub mod memory;
 pub mod qmp;
 pub mod vcpu;
+pub mod vm;
+
+pub use handle::VmHandle;
+pub use vm::{StartError, VmOptions, start};

@@ -3,6 +3,7 @@
 
 //! The small devices of a PC that firmware and kernels expect at fixed I/O ports.
 
+mod bridges;
 mod cmos;
 mod i8042;
 mod pm;
@@ -10,6 +11,7 @@ mod pvpanic;
 mod reset;
 mod uart16550;
 
+pub use bridges::Bridge;
 pub use cmos::Cmos;
 pub use i8042::I8042;
 pub use pm::PowerManagement;

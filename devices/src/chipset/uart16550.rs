@@ -33,7 +33,10 @@ type Output = Box<dyn Write + Send>;
 /// A serial port: [`Uart16550::PORTS`] ports.
 pub struct Uart16550 {
     serial: Serial<Edge, vm_superio::serial::NoEvents, Output>,
+    on_room: Box<dyn Fn() + Send>,
     backlog: VecDeque<u8>,
+    /// Characters were refused for want of room.
+    starved: bool,
 }
 
 impl std::fmt::Debug for Uart16550 {
@@ -46,15 +49,18 @@ impl Uart16550 {
     /// Ports that it takes.
     pub const PORTS: u64 = 8;
 
-    /// A port whose output goes to `output`, which must never block.
-    pub fn new(irq: IrqLine, output: Output) -> Self {
-        Self { serial: Serial::new(Edge(irq), output), backlog: VecDeque::new() }
+    /// A port whose output goes to `output`, which must never block. `on_room` is called when there is room
+    /// again for characters that [`Self::receive`] refused.
+    pub fn new(irq: IrqLine, output: Output, on_room: Box<dyn Fn() + Send>) -> Self {
+        let serial = Serial::new(Edge(irq), output);
+        Self { serial, on_room, backlog: VecDeque::new(), starved: false }
     }
 
     /// Characters for the guest. Returns how many were taken; the rest is to be offered later.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(BACKLOG - self.backlog.len());
         self.backlog.extend(&bytes[..taken]);
+        self.starved = taken < bytes.len();
         self.fill();
         taken
     }
@@ -69,6 +75,10 @@ impl Uart16550 {
         // In loopback mode the FIFO takes nothing.
         if let Ok(taken) = self.serial.enqueue_raw_bytes(&bytes) {
             self.backlog.drain(..taken);
+        }
+        if self.starved && self.backlog.len() <= BACKLOG / 2 {
+            self.starved = false;
+            (self.on_room)();
         }
     }
 }
@@ -124,7 +134,7 @@ mod tests {
     #[test]
     fn written_characters_reach_the_backend() {
         let sink = Sink::default();
-        let mut uart = Uart16550::new(IrqLine::detached(), Box::new(sink.clone()));
+        let mut uart = Uart16550::new(IrqLine::detached(), Box::new(sink.clone()), Box::new(|| ()));
         for byte in b"ok" {
             assert_eq!(uart.write(DATA, &[*byte]), Access::Done);
         }
@@ -133,7 +143,12 @@ mod tests {
 
     #[test]
     fn characters_for_the_guest_wait_in_order_and_are_bounded() {
-        let mut uart = Uart16550::new(IrqLine::detached(), Box::new(Sink::default()));
+        let room = Arc::new(Mutex::new(0));
+        let on_room = Box::new({
+            let room = Arc::clone(&room);
+            move || *room.lock() += 1
+        });
+        let mut uart = Uart16550::new(IrqLine::detached(), Box::new(Sink::default()), on_room);
         let sent: Vec<u8> = (0..6000).map(|n| (n % 251) as u8).collect();
         let mut taken = uart.receive(&sent);
         assert!((BACKLOG..sent.len()).contains(&taken));
@@ -141,7 +156,10 @@ mod tests {
         while received.len() < sent.len() {
             assert_eq!(read(&mut uart, LINE_STATUS) & DATA_READY, DATA_READY);
             received.push(read(&mut uart, DATA));
-            taken += uart.receive(&sent[taken..]);
+            // Room is announced once for each refusal.
+            if std::mem::take(&mut *room.lock()) > 0 {
+                taken += uart.receive(&sent[taken..]);
+            }
         }
         assert_eq!(received, sent);
         assert_eq!(read(&mut uart, LINE_STATUS) & DATA_READY, 0);

@@ -30,6 +30,8 @@ pub type Result<T> = std::result::Result<T, HypervisorError>;
 /// What a host can do.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
+    /// The host's processor runs the guest; not so with the fake of tests.
+    pub accelerated: bool,
     /// Most vCPUs of one VM.
     pub max_vcpus: u32,
     /// Most memory slots of one VM.

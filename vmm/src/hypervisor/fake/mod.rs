@@ -49,6 +49,7 @@ impl Fake {
     /// A hypervisor with ample limits, whose guests do nothing.
     pub fn new() -> Self {
         let capabilities = Capabilities {
+            accelerated: false,
             max_vcpus: 1024,
             max_memory_slots: 512,
             physical_address_bits: 46,

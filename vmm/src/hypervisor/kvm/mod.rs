@@ -70,6 +70,7 @@ impl Kvm {
             return Err(error(format!("find {name} in {DEVICE}"), io::ErrorKind::Unsupported));
         }
         let capabilities = Capabilities {
+            accelerated: true,
             max_vcpus: u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX),
             max_memory_slots: u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX),
             ..arch::capabilities(&kvm)?

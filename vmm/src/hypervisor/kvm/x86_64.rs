@@ -44,7 +44,13 @@ pub(super) fn capabilities(kvm: &Kvm) -> Result<Capabilities> {
         .and_then(|entry| u8::try_from(entry.eax & 0xFF).ok())
         .filter(|&bits| bits != 0)
         .unwrap_or(DEFAULT_ADDRESS_BITS);
-    Ok(Capabilities { max_vcpus: 0, max_memory_slots: 0, physical_address_bits, cpuid })
+    Ok(Capabilities {
+        accelerated: true,
+        max_vcpus: 0,
+        max_memory_slots: 0,
+        physical_address_bits,
+        cpuid,
+    })
 }
 
 pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {

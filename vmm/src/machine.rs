@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! A machine: memory, vCPUs, I/O threads, and the board with its devices. The control thread owns it.
+//!
+//! Everything is built in one order and taken down in the reverse one. What differs between machine types
+//! is the board's, in a module of its own.
+
+mod console;
+mod plug;
+mod q35;
+mod query;
+mod spaces;
+
+use std::sync::Arc;
+
+use ecr_arch::boot::ReadAt;
+use ecr_arch::layout::Range;
+use ecr_arch::layout::q35::{Q35Map, Request};
+use ecr_arch::x86::cpuid::{self, Topology};
+use ecr_arch::x86::regs::BootRegs;
+use ecr_devices::chipset::GuestRequestSink;
+use ecr_devices::io_thread::IoThread;
+
+use crate::boot::{BootImage, BootImages};
+use crate::config::{MachineType, VmConfig};
+use crate::control::BlockInfo;
+use crate::handle::{Mailbox, Message};
+use crate::hypervisor::{Hypervisor, Vcpu, Vm, X86VcpuSetup};
+use crate::memory::{Backing, MemoryManager, RamBacking};
+use crate::vcpu::VcpuThread;
+use crate::vm::StartError;
+use console::Consoles;
+use q35::Q35;
+
+/// A machine. Fields are dropped in this order.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    vcpus: Vec<VcpuThread>,
+    board: Q35,
+    consoles: Consoles,
+    io_threads: Vec<IoThread>,
+    boot: BootImages,
+    memory: MemoryManager,
+    blocks: Vec<BlockInfo>,
+    config: VmConfig,
+    hypervisor: Arc<dyn Hypervisor>,
+    tsc_khz: Option<u32>,
+    _vm: Arc<dyn Vm>,
+}
+
+fn failed(error: impl std::fmt::Display) -> StartError {
+    StartError::Machine(error.to_string())
+}
+
+impl Machine {
+    /// Build what `config` describes. vCPUs are paused.
+    pub(crate) fn build(
+        config: VmConfig,
+        hypervisor: Arc<dyn Hypervisor>,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<Self, StartError> {
+        let MachineType::Q35 = config.machine;
+        let most = hypervisor.capabilities().max_vcpus;
+        if config.cpus.max > most {
+            return Err(StartError::Machine(format!(
+                "{} CPUs were asked for, but this host's KVM allows at most {most} for one guest",
+                config.cpus.max
+            )));
+        }
+        let boot = open_boot_images(&config)?;
+        let images = open_nvdimms(&config)?;
+        let map = layout(&config, &images, &*hypervisor)?;
+
+        let vm = hypervisor.create_vm()?;
+        let mut memory = MemoryManager::new(Arc::clone(&vm));
+        let ram: Vec<Range> = map.ram().collect();
+        memory.add_ram(&ram, &RamBacking::from(&config.memory)).map_err(failed)?;
+        for (range, (image, _)) in map.nvdimms.iter().zip(&images) {
+            memory.add_image(*range, image).map_err(failed)?;
+        }
+
+        let io_threads = spawn_io_threads(&config, mailbox)?;
+        let consoles = Consoles::open(&config, &io_threads[0].handle())?;
+        let requests = Arc::clone(mailbox) as Arc<dyn GuestRequestSink>;
+        let board = Q35::new(&config, map, &*vm, &memory.handle(), &requests, consoles.serial())?;
+        let mut machine = Self {
+            vcpus: Vec::new(),
+            board,
+            consoles,
+            io_threads,
+            boot,
+            memory,
+            blocks: Vec::new(),
+            config,
+            hypervisor,
+            tsc_khz: None,
+            _vm: Arc::clone(&vm),
+        };
+        machine.plug_all()?;
+        let regs = machine.load()?;
+        machine.create_vcpus(&*vm, regs, mailbox)?;
+        Ok(machine)
+    }
+
+    fn create_vcpus(
+        &mut self,
+        vm: &dyn Vm,
+        regs: BootRegs,
+        mailbox: &Arc<Mailbox>,
+    ) -> Result<(), StartError> {
+        let vcpus: Vec<Box<dyn Vcpu>> =
+            (0..self.config.cpus.boot).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+        self.tsc_khz = vcpus.first().and_then(|vcpu| vcpu.tsc_khz());
+        for (index, vcpu) in (0..).zip(vcpus) {
+            let mailbox = Arc::clone(mailbox);
+            let listener = Arc::new(move |index, event| {
+                mailbox.send(Message::Vcpu(index, event));
+            });
+            let setup = self.vcpu_setup(index, regs);
+            let thread = VcpuThread::spawn(index, vcpu, setup, self.board.spaces(), listener)
+                .map_err(|source| StartError::Host { attempted: "spawn a vCPU thread", source })?;
+            self.vcpus.push(thread);
+        }
+        Ok(())
+    }
+
+    /// State of vCPU `index` at its first instruction.
+    fn vcpu_setup(&self, index: u32, regs: BootRegs) -> X86VcpuSetup {
+        let topology = Topology { apic_id: index, cores: self.config.cpus.max };
+        let host = &self.hypervisor.capabilities().cpuid;
+        X86VcpuSetup {
+            cpuid: cpuid::for_vcpu(host, topology, self.tsc_khz),
+            regs: (index == 0).then_some(regs),
+        }
+    }
+
+    /// Put kernel, initrd and tables into memory; returns where the boot processor starts.
+    fn load(&self) -> Result<BootRegs, StartError> {
+        let initrd_size = match &self.boot.initrd {
+            None => None,
+            Some(initrd) => Some(
+                initrd
+                    .size()
+                    .map_err(|source| StartError::Host { attempted: "size the initrd", source })?,
+            ),
+        };
+        let kernel = &self.boot.kernel;
+        let plan = self.board.plan(&self.config, kernel, initrd_size).map_err(|error| {
+            StartError::Machine(format!("boot {}: {error}", kernel.path().display()))
+        })?;
+        self.boot.load(&plan, &self.memory.view())?;
+        Ok(plan.regs)
+    }
+
+    /// Let all vCPUs run.
+    pub(crate) fn resume(&self) {
+        self.vcpus.iter().for_each(VcpuThread::resume);
+    }
+
+    /// Take all vCPUs out of the guest and wait until they are.
+    pub(crate) fn pause(&self) {
+        self.vcpus.iter().for_each(VcpuThread::pause);
+        self.vcpus.iter().for_each(VcpuThread::wait_paused);
+    }
+
+    /// Start again from the kernel's first instruction. vCPUs must be paused, and stay so.
+    pub(crate) fn reset(&mut self) -> Result<(), StartError> {
+        self.board.reset().map_err(failed)?;
+        self.memory
+            .discard()
+            .map_err(|source| StartError::Host { attempted: "clear guest memory", source })?;
+        let regs = self.load()?;
+        for vcpu in &self.vcpus {
+            vcpu.reset(self.vcpu_setup(vcpu.index(), regs));
+        }
+        Ok(())
+    }
+
+    /// Press the power button.
+    pub(crate) fn press_power_button(&self) {
+        self.board.press_power_button();
+    }
+
+    /// The last lines of the guest's consoles, for a failure report.
+    pub(crate) fn last_output(&self) -> String {
+        self.consoles.last_output()
+    }
+}
+
+impl Drop for Machine {
+    /// vCPUs leave the guest and devices finish what they have begun before anything goes away.
+    fn drop(&mut self) {
+        self.vcpus.clear();
+        self.board.stop_devices();
+    }
+}
+
+fn open_boot_images(config: &VmConfig) -> Result<BootImages, StartError> {
+    let kernel = BootImage::open("the kernel", &config.boot.kernel)?;
+    let initrd = config.boot.initrd.as_deref().map(|path| BootImage::open("the initrd", path));
+    Ok(BootImages { kernel, initrd: initrd.transpose()? })
+}
+
+fn open_nvdimms(config: &VmConfig) -> Result<Vec<(Backing, u64)>, StartError> {
+    config.nvdimm.iter().map(|nvdimm| Backing::image(&nvdimm.path).map_err(failed)).collect()
+}
+
+fn layout(
+    config: &VmConfig,
+    images: &[(Backing, u64)],
+    hypervisor: &dyn Hypervisor,
+) -> Result<Q35Map, StartError> {
+    Q35Map::new(&Request {
+        ram: config.memory.size,
+        max_ram: config.memory.max.unwrap_or(config.memory.size),
+        slots: config.memory.slots,
+        nvdimms: images.iter().map(|(_, size)| *size).collect(),
+        address_bits: hypervisor.capabilities().physical_address_bits,
+    })
+    .map_err(failed)
+}
+
+/// The first thread serves consoles and everything light; disks spread over all.
+fn spawn_io_threads(
+    config: &VmConfig,
+    mailbox: &Arc<Mailbox>,
+) -> Result<Vec<IoThread>, StartError> {
+    (0..config.io_threads.max(1))
+        .map(|index| {
+            let mailbox = Arc::clone(mailbox);
+            let on_failure = Box::new(move |text| {
+                mailbox.send(Message::Failed(text));
+            });
+            IoThread::spawn(&format!("ecr-io{index}"), on_failure)
+                .map_err(|source| StartError::Host { attempted: "spawn an I/O thread", source })
+        })
+        .collect()
+}
