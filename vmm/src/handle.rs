@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use ecr_devices::chipset::{GuestRequest, GuestRequestSink};
 use parking_lot::{Condvar, Mutex};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::control::{Command, CommandError, Event, Reply, ShutdownReason};
 use crate::vcpu::VcpuEvent;
@@ -59,7 +59,7 @@ impl Mailbox {
     /// A mailbox and the end that the control thread reads.
     pub(crate) fn new() -> io::Result<(Arc<Self>, mpsc::Receiver<Message>)> {
         let (messages, receiver) = mpsc::channel();
-        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         Ok((Arc::new(Self { messages, guest: AtomicU32::new(0), wake }), receiver))
     }
 
@@ -111,7 +111,7 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn new() -> io::Result<Self> {
-        let exit = EventFd::new(EFD_NONBLOCK)?;
+        let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         Ok(Self { reason: Mutex::new(None), changed: Condvar::new(), exit })
     }
 

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::stream::{Direction, Stream};
 use super::unix_socket::{UnixSocket, UnixSocketError};
@@ -103,7 +103,7 @@ impl Chardev {
     /// See [`ChardevError`].
     pub fn open(spec: ChardevSpec, io: &IoHandle) -> Result<Self, ChardevError> {
         let fail = |attempted: String| |source| ChardevError::Open { attempted, source };
-        let wake = EventFd::new(EFD_NONBLOCK)
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(fail("make an eventfd for a character backend".into()))?;
         let shared = Arc::new(Shared { wake, output: Mutex::default(), sink: Mutex::default() });
         let stream = |fd: OwnedFd, direction| {

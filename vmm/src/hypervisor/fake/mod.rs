@@ -19,7 +19,7 @@ use std::sync::Arc;
 use ecr_devices::irq::{DoorbellSink, IrqLine, IrqSink, MsiMessage, MsiRoute, MsiSink};
 use parking_lot::{Condvar, Mutex};
 use vm_memory::VolatileSlice;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Capabilities, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm};
 use guest::{CpuState, FakeVcpu};
@@ -282,7 +282,7 @@ impl MsiSink for Shared {
     }
 
     fn route(self: Arc<Self>) -> io::Result<Box<dyn MsiRoute>> {
-        let eventfd = EventFd::new(EFD_NONBLOCK)?;
+        let eventfd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let watched = eventfd.try_clone()?;
         let mut state = self.state.lock();
         let id = state.routes.last_key_value().map_or(0, |(last, _)| last + 1);

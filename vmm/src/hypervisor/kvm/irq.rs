@@ -17,7 +17,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The first GSI behind the pins of the I/O APIC.
 const FIRST_MSI_GSI: u32 = 24;
@@ -94,7 +94,7 @@ impl MsiSink for MsiController {
     }
 
     fn route(self: Arc<Self>) -> io::Result<Box<dyn MsiRoute>> {
-        let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let mut table = self.table.lock();
         let gsi = (FIRST_MSI_GSI..MAX_GSI)
             .find(|gsi| !table.routes.contains_key(gsi))
