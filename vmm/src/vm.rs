@@ -10,11 +10,13 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::SystemTime;
 
+use ecr_devices::backend::unix_socket::UnixSocket;
 use ecr_devices::chipset::GuestRequest;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -24,6 +26,7 @@ use crate::control::{Command, CommandError, Event, EventKind, Reply, RunState, S
 use crate::handle::{Mailbox, Message, Outcome, VmHandle};
 use crate::hypervisor::{Hypervisor, HypervisorError, ShutdownKind};
 use crate::machine::Machine;
+use crate::qmp;
 use crate::vcpu::VcpuEvent;
 
 /// What a VM is started with besides its configuration.
@@ -31,6 +34,8 @@ use crate::vcpu::VcpuEvent;
 pub struct VmOptions {
     /// What runs the guest.
     pub hypervisor: Arc<dyn Hypervisor>,
+    /// Where to listen for QMP clients.
+    pub qmp: Option<PathBuf>,
     /// Do not let the vCPUs run until [`Command::Cont`].
     pub paused: bool,
 }
@@ -125,11 +130,15 @@ struct Control {
     mailbox: Arc<Mailbox>,
     messages: mpsc::Receiver<Message>,
     subscribers: Vec<mpsc::Sender<Event>>,
+    /// Events that QMP clients have not been told yet.
+    unsent: Vec<Event>,
+    qmp: Option<qmp::Server>,
     epoll: Epoll,
 }
 
 /// What the control thread waits for.
 const MAILBOX: u64 = 0;
+const QMP: u64 = 1;
 
 impl Control {
     fn build(
@@ -139,11 +148,18 @@ impl Control {
         messages: mpsc::Receiver<Message>,
     ) -> Result<Self, StartError> {
         let host = |source| StartError::Host { attempted: "wait for events", source };
+        let socket = options.qmp.as_deref().map(UnixSocket::bind).transpose();
+        let socket =
+            socket.map_err(|e| StartError::Machine(format!("listen for QMP clients: {e}")))?;
+        let qmp = socket.map(qmp::Server::new).transpose().map_err(host)?;
         let epoll = Epoll::new().map_err(host)?;
         let watch = |fd: RawFd, token| {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token)).map_err(host)
         };
         watch(mailbox.as_raw_fd(), MAILBOX)?;
+        if let Some(qmp) = &qmp {
+            watch(qmp.as_raw_fd(), QMP)?;
+        }
         let on_reset = config.on_reset;
         let machine = Machine::build(config, options.hypervisor, &mailbox)?;
         let mut control = Self {
@@ -154,6 +170,8 @@ impl Control {
             mailbox,
             messages,
             subscribers: Vec::new(),
+            unsent: Vec::new(),
+            qmp,
             epoll,
         };
         if !options.paused {
@@ -178,10 +196,27 @@ impl Control {
                 }
             };
             for event in &ready[..count] {
-                if event.data() == MAILBOX {
-                    self.read_mailbox();
+                match event.data() {
+                    MAILBOX => self.read_mailbox(),
+                    _ => self.with_qmp(qmp::Server::dispatch),
                 }
             }
+        }
+    }
+
+    /// Lend this thread to the QMP server.
+    fn with_qmp(&mut self, call: impl FnOnce(&mut qmp::Server, &mut dyn qmp::Controller)) {
+        if let Some(mut server) = self.qmp.take() {
+            call(&mut server, self);
+            self.qmp = Some(server);
+        }
+    }
+
+    /// Tell QMP clients what has happened.
+    fn tell_qmp(&mut self) {
+        let events = std::mem::take(&mut self.unsent);
+        if let (Some(server), false) = (&mut self.qmp, events.is_empty()) {
+            server.broadcast(&events);
         }
     }
 
@@ -201,6 +236,7 @@ impl Control {
                 Message::Failed(text) => self.fail(text),
             }
         }
+        self.tell_qmp();
     }
 
     fn guest_asks(&mut self, request: GuestRequest) {
@@ -268,6 +304,9 @@ impl Control {
     fn emit(&mut self, kind: EventKind) {
         let event = Event { time: SystemTime::now(), kind };
         self.subscribers.retain(|subscriber| subscriber.send(event.clone()).is_ok());
+        if self.qmp.is_some() {
+            self.unsent.push(event);
+        }
     }
 
     /// Take everything down; only then tell those who wait.
@@ -277,7 +316,18 @@ impl Control {
             self.run_state = RunState::Shutdown;
         }
         self.emit(EventKind::Shutdown(reason.clone()));
+        self.tell_qmp();
         reason
+    }
+}
+
+impl qmp::Controller for Control {
+    fn execute(&mut self, command: Command) -> Result<Reply, CommandError> {
+        Self::execute(self, command)
+    }
+
+    fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.unsent)
     }
 }
 
@@ -293,8 +343,8 @@ impl Control {
             }
             Command::Quit => self.shut_down(ShutdownReason::HostQuit),
             Command::QueryStatus => return Ok(Reply::Status(self.run_state)),
-            Command::QueryIdentity => return Ok(Reply::Identity(self.machine.identity())),
             Command::QueryMachine => return Ok(Reply::Machine(self.machine.kind())),
+            Command::QueryIdentity => return Ok(Reply::Identity(self.machine.identity())),
             Command::QueryCpus => return Ok(Reply::Cpus(self.machine.cpus())),
             Command::QueryMemory => return Ok(Reply::Memory(self.machine.memory())),
             Command::QueryChardevs => return Ok(Reply::Chardevs(self.machine.chardevs())),
