@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::config::MachineType;
 
 /// A request to the control thread, which owns the machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Pause all vCPUs.
     Stop,

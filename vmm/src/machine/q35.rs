@@ -157,7 +157,7 @@ impl Q35 {
                 acpi: Some(("COM1", "PNP0501")),
                 ports: Range::new(port::COM1.into(), Uart16550::PORTS),
                 irq: Some(COM1_IRQ),
-                device: uart(vm, serial),
+                device: uart(vm, &serial),
             });
         }
         rows
@@ -311,7 +311,7 @@ impl Q35 {
 }
 
 /// A serial port between `port` and the guest.
-fn uart(vm: &dyn Vm, port: CharPort) -> SharedIoDevice {
+fn uart(vm: &dyn Vm, port: &CharPort) -> SharedIoDevice {
     /// Characters from the host go to the port's FIFO.
     struct Receiver(Arc<Mutex<Uart16550>>);
     impl CharSink for Receiver {
