@@ -15,6 +15,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -120,7 +121,12 @@ impl Chardev {
             }
             ChardevSpec::File { path } => {
                 let attempted = format!("open {path:?} to append character output");
-                let file = OpenOptions::new().append(true).create(true).open(&path);
+                let file = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    // A FIFO that nobody reads is an error, not a reason to wait.
+                    .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                    .open(&path);
                 let output = stream(file.map_err(fail(attempted))?.into(), Direction::Output)?;
                 ("file".into(), Some(worker(&shared).with_streams(None, output)))
             }
@@ -147,9 +153,11 @@ impl Chardev {
         self.shared.output.lock().open
     }
 
-    /// What it is, in QEMU's notation: `null`, `stdio`, `file`, `unix:PATH,server=on`.
-    pub fn filename(&self) -> &str {
-        &self.filename
+    /// What it is, in QEMU's notation: `null`, `stdio`, `file`, `unix:PATH,server=on`; the last with
+    /// `disconnected:` before it while there is no client.
+    pub fn filename(&self) -> String {
+        let waits = self.filename.starts_with("unix:") && !self.is_open();
+        format!("{}{}", if waits { "disconnected:" } else { "" }, self.filename)
     }
 
     /// The last bytes of output, whether somebody took them or not.

@@ -92,7 +92,7 @@ fn null_drops_output_but_remembers_it() {
     let thread = io_thread();
     let chardev = Chardev::open(ChardevSpec::Null, &thread.handle()).unwrap();
     chardev.port().put(b"Kernel panic");
-    assert_eq!((chardev.filename(), chardev.is_open()), ("null", false));
+    assert_eq!((chardev.filename().as_str(), chardev.is_open()), ("null", false));
     assert_eq!(chardev.tail(), b"Kernel panic");
 }
 
@@ -115,7 +115,7 @@ fn bytes_go_both_ways_through_descriptors() {
     let (mut screen, their_output) = io::pipe().unwrap();
     let spec = ChardevSpec::Fds { input: Some(their_input.into()), output: their_output.into() };
     let chardev = Chardev::open(spec, &thread.handle()).unwrap();
-    assert_eq!((chardev.filename(), chardev.is_open()), ("stdio", true));
+    assert_eq!((chardev.filename().as_str(), chardev.is_open()), ("stdio", true));
     let front = Front::new(&chardev, usize::MAX);
     front.expect_open(true);
     keyboard.write_all(b"typed").unwrap();
@@ -160,13 +160,15 @@ fn a_socket_serves_one_client_after_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("console.sock");
     let chardev = unix(&path, &thread);
-    assert_eq!(chardev.filename(), format!("unix:{},server=on", path.display()));
+    let filename = format!("unix:{},server=on", path.display());
+    assert_eq!(chardev.filename(), format!("disconnected:{filename}"));
     let front = Front::new(&chardev, usize::MAX);
     front.expect_open(false);
     front.port.put(b"nobody hears this");
 
     let mut first = client(&path);
     front.expect_open(true);
+    assert_eq!(chardev.filename(), filename);
     let mut second = client(&path);
     second.write_all(b"from the second").unwrap();
     first.write_all(b"from the first").unwrap();
