@@ -376,6 +376,33 @@ impl DeviceQueue {
         Ok(true)
     }
 
+    /// As [`Self::pop`], but when there is no chain, the driver is made to kick when there is one. For
+    /// queues whose buffers are taken only when there is something to put into them.
+    ///
+    /// # Errors
+    /// Any [`RingError`].
+    pub fn pop_or_wait(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &mut Chain,
+    ) -> Result<bool, RingError> {
+        loop {
+            if self.pop(memory, chain)? {
+                return Ok(true);
+            }
+            // Buffers may have come between the last look and here, without a kick.
+            if !self.active.queue.enable_notification(memory).map_err(|_| self.used_outside())? {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Undo the last [`Self::pop`]: its chain, which is not used yet, is the next one again.
+    pub fn put_back(&mut self) {
+        let next = self.active.queue.next_avail();
+        self.active.queue.set_next_avail(next.wrapping_sub(1));
+    }
+
     /// Return the chain at `head`, into which the device wrote `written` bytes.
     ///
     /// # Errors

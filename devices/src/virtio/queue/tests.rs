@@ -358,3 +358,17 @@ fn any_descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
     let len = prop_oneof![0..64u32, Just(16), Just(u32::from(SIZE) * 16), any::<u32>()];
     (address, len, 0..8u16, 0..SIZE + 1)
 }
+
+#[test]
+fn waiting_asks_for_a_kick_and_a_chain_can_be_put_back() {
+    let mut s = setup(FEATURES | EVENT_IDX);
+    let mut chain = Chain::default();
+    let first = s.driver.add(&[(DATA, 16, true)]);
+    assert!(s.queue.pop_or_wait(&s.memory, &mut chain).unwrap());
+    s.queue.put_back();
+    assert!(s.queue.pop_or_wait(&s.memory, &mut chain).unwrap());
+    assert_eq!(chain.head(), first);
+    assert_eq!(s.driver.available_event(), 0);
+    assert!(!s.queue.pop_or_wait(&s.memory, &mut chain).unwrap());
+    assert_eq!(s.driver.available_event(), 1);
+}
