@@ -9,6 +9,7 @@ pub mod console;
 pub mod queue;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 mod test_driver;
