@@ -14,4 +14,5 @@ pub mod io_thread;
 pub mod irq;
 pub mod memory;
 pub mod pci;
+pub mod vhost;
 pub mod virtio;
