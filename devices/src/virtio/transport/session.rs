@@ -10,13 +10,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use log::warn;
+use log::{Level, log};
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestAddressSpace};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::memory::GuestMemoryHandle;
+use crate::memory::{GuestMemory, GuestMemoryHandle};
 use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice, VirtioInterrupt};
 
 /// Bits of the device status, section 2.1.
@@ -55,6 +55,7 @@ pub struct Session {
     memory: GuestMemoryHandle,
     interrupt: Arc<dyn VirtioInterrupt>,
     kicks: Vec<(u16, Arc<EventFd>)>,
+    reported: bool,
     // State.
     state: SessionState,
 }
@@ -111,7 +112,7 @@ impl Session {
     ) -> Self {
         let offered = device.features() | feature::ALL;
         let state = SessionState::new(device.as_ref());
-        Self { offered, device, memory, interrupt, kicks: Vec::new(), state }
+        Self { offered, device, memory, interrupt, kicks: Vec::new(), reported: false, state }
     }
 
     /// The device.
@@ -195,11 +196,18 @@ impl Session {
         match self.start() {
             Ok(()) => Transition::Started,
             Err(error) => {
-                warn!("start virtio device of type {}: {error}", self.device.device_type());
+                self.report(&error);
                 self.kicks.clear();
                 Transition::Failed
             }
         }
+    }
+
+    /// A guest can fail as often as it likes: only the first time is worth a warning.
+    fn report(&mut self, error: &ActivateError) {
+        let first = !std::mem::replace(&mut self.reported, true);
+        let level = if first { Level::Warn } else { Level::Debug };
+        log!(level, "start virtio device of type {}: {error}", self.device.device_type());
     }
 
     fn features_agree(&self) -> bool {
@@ -236,7 +244,7 @@ impl Session {
         queue.try_set_used_ring_address(GuestAddress(setup.used)).map_err(invalid)?;
         queue.set_event_idx(self.state.features & feature::EVENT_IDX != 0);
         queue.set_ready(true);
-        if !queue.is_valid(&*self.memory.memory()) {
+        if !setup.is_inside(&self.memory.memory()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "its rings are not all in guest memory",
@@ -250,6 +258,23 @@ impl Session {
         drop(self.device.deactivate());
         self.kicks.clear();
         self.state = SessionState::new(self.device.as_ref());
+    }
+}
+
+impl QueueSetup {
+    /// Whether all three rings lie in guest memory, section 2.7. As `Queue::is_valid`, which logs an error
+    /// each time.
+    fn is_inside(&self, memory: &GuestMemory) -> bool {
+        const DESCRIPTOR: usize = 16;
+        const AVAILABLE: (usize, usize) = (6, 2);
+        const USED: (usize, usize) = (6, 8);
+        let entries = usize::from(self.size);
+        let rings = [
+            (self.descriptors, entries * DESCRIPTOR),
+            (self.available, AVAILABLE.0 + entries * AVAILABLE.1),
+            (self.used, USED.0 + entries * USED.1),
+        ];
+        rings.iter().all(|&(address, size)| memory.check_range(GuestAddress(address), size))
     }
 }
 
