@@ -48,8 +48,10 @@ const DEV_LINKS: [(&str, &str); 4] = [
 
 /// Mount what is not mounted yet: the kernel, or the agent on the initial RAM disk, may have been there before.
 pub fn mount_system() -> Result<()> {
-    let present = mounted();
-    for system in SYSTEM.iter().filter(|system| !present.iter().any(|path| path == system.target)) {
+    for system in &SYSTEM {
+        if mounted().iter().any(|path| path == system.target) {
+            continue;
+        }
         // On a read-only root this cannot be made, and the mount says so if it was needed.
         let _ = fs::create_dir_all(system.target);
         mount(Some(system.kind), system.target, Some(system.kind), system.flags, Some(system.data))
