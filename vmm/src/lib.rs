@@ -9,6 +9,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod boot;
+pub mod cmdline;
 pub mod config;
 pub mod control;
 mod handle;
