@@ -46,7 +46,7 @@ pub(crate) struct Machine {
     config: VmConfig,
     hypervisor: Arc<dyn Hypervisor>,
     tsc_khz: Option<u32>,
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
 }
 
 fn failed(error: impl std::fmt::Display) -> StartError {
@@ -95,7 +95,7 @@ impl Machine {
             config,
             hypervisor,
             tsc_khz: None,
-            _vm: Arc::clone(&vm),
+            vm: Arc::clone(&vm),
         };
         machine.plug_all()?;
         let regs = machine.load()?;
@@ -122,6 +122,7 @@ impl Machine {
                 .map_err(|source| StartError::Host { attempted: "spawn a vCPU thread", source })?;
             self.vcpus.push(thread);
         }
+        self.wait_paused();
         Ok(())
     }
 
@@ -161,19 +162,23 @@ impl Machine {
     /// Take all vCPUs out of the guest and wait until they are.
     pub(crate) fn pause(&self) {
         self.vcpus.iter().for_each(VcpuThread::pause);
+        self.wait_paused();
+    }
+
+    fn wait_paused(&self) {
         self.vcpus.iter().for_each(VcpuThread::wait_paused);
     }
 
     /// Start again from the kernel's first instruction. vCPUs must be paused, and stay so.
     pub(crate) fn reset(&mut self) -> Result<(), StartError> {
+        self.vm.reset()?;
         self.board.reset().map_err(failed)?;
-        self.memory
-            .discard()
-            .map_err(|source| StartError::Host { attempted: "clear guest memory", source })?;
+        self.memory.discard().map_err(failed)?;
         let regs = self.load()?;
         for vcpu in &self.vcpus {
             vcpu.reset(self.vcpu_setup(vcpu.index(), regs));
         }
+        self.wait_paused();
         Ok(())
     }
 

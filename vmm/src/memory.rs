@@ -12,7 +12,7 @@ mod backing;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use ecr_arch::layout::Range;
 use ecr_devices::memory::{GuestMemory, GuestMemoryHandle, MemoryListener, MemoryRegion};
@@ -26,6 +26,16 @@ pub use backing::{Backing, RamBacking};
 /// Why guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// The host cannot have it.
+    #[error(
+        "{size} bytes of guest memory were asked for, but this host has {present} bytes of memory and swap: use less"
+    )]
+    TooMuch {
+        /// How many bytes.
+        size: u64,
+        /// What there is.
+        present: u64,
+    },
     /// The host has not got it.
     #[error("get {size} bytes of guest memory from {from}: {source}")]
     Allocate {
@@ -60,8 +70,13 @@ pub enum MemoryError {
 
 /// Owns guest memory and tells the listeners, in order, before the guest hears of a change.
 pub struct MemoryManager {
-    handle: GuestMemoryHandle,
+    /// Dropped before the mappings: none of them refers to memory that is gone.
     listeners: Vec<Box<dyn MemoryListener>>,
+    /// What the listeners know.
+    regions: Vec<MemoryRegion>,
+    handle: GuestMemoryHandle,
+    /// Regions whose pages must never be missing.
+    preallocated: Vec<Arc<GuestRegionMmap>>,
 }
 
 impl fmt::Debug for MemoryManager {
@@ -75,8 +90,10 @@ impl MemoryManager {
     pub fn new(vm: Arc<dyn Vm>) -> Self {
         let slots = Slots { vm, used: Vec::new() };
         Self {
-            handle: GuestMemoryHandle::new(GuestMemory::new()),
             listeners: vec![Box::new(slots)],
+            regions: Vec::new(),
+            handle: GuestMemoryHandle::new(GuestMemory::new()),
+            preallocated: Vec::new(),
         }
     }
 
@@ -93,12 +110,14 @@ impl MemoryManager {
     /// From now on tell `listener` too, and at once of what is there.
     ///
     /// # Errors
-    /// It refused a region.
+    /// It refused a region, and has forgotten the others.
     pub fn subscribe(&mut self, mut listener: Box<dyn MemoryListener>) -> Result<(), MemoryError> {
-        let view = self.view();
-        for region in view.iter() {
-            let region = describe(region, false);
-            listener.add(&region).map_err(|e| refusal(&*listener, &region, &*e))?;
+        for (index, region) in self.regions.iter().enumerate() {
+            if let Err(error) = listener.add(region) {
+                let refusal = refusal(&*listener, region, &*error);
+                self.regions[..index].iter().rev().for_each(|known| listener.remove(known));
+                return Err(refusal);
+            }
         }
         self.listeners.push(listener);
         Ok(())
@@ -109,15 +128,17 @@ impl MemoryManager {
     /// # Errors
     /// The host has not got it, or a listener refused; nothing has changed then.
     pub fn add_ram(&mut self, ranges: &[Range], ram: &RamBacking) -> Result<(), MemoryError> {
-        let size = ranges.iter().map(|range| range.size).sum();
-        let mut backing = ram.open(size)?;
-        for range in ranges {
-            let region = backing.map(*range)?;
-            self.add(region, false)?;
+        let mut backing = ram.open(ranges)?;
+        let regions: Vec<_> = ranges
+            .iter()
+            .map(|range| backing.map(*range).map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        if !ram.prealloc {
+            return self.add(&regions, false);
         }
-        if ram.prealloc {
-            backing::populate(&self.view(), ranges)?;
-        }
+        regions.iter().try_for_each(|region| backing::populate(region))?;
+        self.add(&regions, false)?;
+        self.preallocated.extend(regions);
         Ok(())
     }
 
@@ -126,38 +147,50 @@ impl MemoryManager {
     /// # Errors
     /// The image cannot be mapped, or a listener refused; nothing has changed then.
     pub fn add_image(&mut self, range: Range, image: &Backing) -> Result<(), MemoryError> {
-        let region = image.map_image(range)?;
-        self.add(region, true)
+        self.add(&[Arc::new(image.map_image(range)?)], true)
     }
 
-    fn add(&mut self, region: GuestRegionMmap, read_only: bool) -> Result<(), MemoryError> {
-        let described = describe(&region, read_only);
-        let refuse = |problem: String| MemoryError::Refused {
-            listener: "the memory map",
-            base: described.guest.0,
-            size: described.size,
-            problem,
-        };
-        let next =
-            self.view().insert_region(Arc::new(region)).map_err(|e| refuse(e.to_string()))?;
-        for index in 0..self.listeners.len() {
-            if let Err(error) = self.listeners[index].add(&described) {
-                let refusal = refusal(&*self.listeners[index], &described, &*error);
-                self.listeners[..index].iter_mut().rev().for_each(|told| told.remove(&described));
-                return Err(refusal);
+    fn add(&mut self, new: &[Arc<GuestRegionMmap>], read_only: bool) -> Result<(), MemoryError> {
+        let described: Vec<_> = new.iter().map(|region| describe(region, read_only)).collect();
+        let mut next = (*self.view()).clone();
+        for (region, described) in new.iter().zip(&described) {
+            next = next.insert_region(Arc::clone(region)).map_err(|e| overlap(described, &e))?;
+        }
+        for (told, region) in described.iter().enumerate() {
+            if let Err(error) = self.tell(region) {
+                described[..told].iter().rev().for_each(|region| self.take_back(region));
+                return Err(error);
             }
         }
-        let lock = self.handle.lock().map_err(|e| refuse(e.to_string()))?;
-        lock.replace(next);
+        self.regions.extend(described);
+        // Only a panic of another holder could poison the lock, and none of them leaves half a view.
+        self.handle.lock().unwrap_or_else(PoisonError::into_inner).replace(next);
         Ok(())
     }
 
-    /// Throw all contents away: RAM is zero again, images are as on disk.
+    /// Tell all listeners of `region`, or none.
+    fn tell(&mut self, region: &MemoryRegion) -> Result<(), MemoryError> {
+        for index in 0..self.listeners.len() {
+            if let Err(error) = self.listeners[index].add(region) {
+                let refusal = refusal(&*self.listeners[index], region, &*error);
+                self.listeners[..index].iter_mut().rev().for_each(|told| told.remove(region));
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_back(&mut self, region: &MemoryRegion) {
+        self.listeners.iter_mut().rev().for_each(|listener| listener.remove(region));
+    }
+
+    /// Throw all contents away: RAM is zero again, private mappings of files are as on disk.
     ///
     /// # Errors
     /// The host refused.
-    pub fn discard(&self) -> io::Result<()> {
-        self.view().iter().try_for_each(backing::discard)
+    pub fn discard(&self) -> Result<(), MemoryError> {
+        self.view().iter().try_for_each(backing::discard)?;
+        self.preallocated.iter().try_for_each(|region| backing::populate(region))
     }
 }
 
@@ -167,6 +200,15 @@ fn describe(region: &GuestRegionMmap, read_only: bool) -> MemoryRegion {
         size: region.len(),
         host: region.as_ptr() as u64,
         read_only,
+    }
+}
+
+fn overlap(region: &MemoryRegion, problem: &impl fmt::Display) -> MemoryError {
+    MemoryError::Refused {
+        listener: "the memory map",
+        base: region.guest.0,
+        size: region.size,
+        problem: problem.to_string(),
     }
 }
 
@@ -204,8 +246,8 @@ impl MemoryListener for Slots {
             self.used.len() - 1
         });
         // SAFETY: the region is part of the memory map that the manager publishes, and that is dropped only
-        // after the VM: `Machine` declares the VM's vCPUs before its memory. Guest memory is accessed through
-        // volatile pointers only.
+        // after this listener, which takes its slots back when it is dropped. Guest memory is accessed
+        // through volatile pointers only.
         unsafe {
             self.vm.add_memory_slot(MemorySlot {
                 slot: u32::try_from(slot)?,
@@ -242,3 +284,6 @@ impl Drop for Slots {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,7 +82,7 @@ pub struct Q35Map {
     pub low_ram: Range,
     /// RAM from 4 GiB on; empty if all fits below.
     pub high_ram: Range,
-    /// One for each image, a whole number of sections.
+    /// One for each image. Nothing else lies in the sections that it begins or ends in.
     pub nvdimms: Vec<Range>,
     /// Room for modules; empty if none can be added.
     pub module_window: Range,
@@ -102,7 +102,11 @@ impl Q35Map {
         let nvdimms = request
             .nvdimms
             .iter()
-            .map(|&size| next.take("a persistent memory image", next_multiple(size, SECTION), GIB))
+            .map(|&size| {
+                let room =
+                    next.take("a persistent memory image", next_multiple(size, SECTION), GIB)?;
+                Ok(Range::new(room.base, size))
+            })
             .collect::<Result<_, _>>()?;
         let modules = request.max_ram.saturating_sub(request.ram);
         let slack = u64::from(request.slots).saturating_mul(MODULE_ALIGNMENT);
@@ -205,7 +209,8 @@ mod tests {
     #[test]
     fn an_image_has_sections_of_its_own() {
         let map = Q35Map::new(&Request { nvdimms: vec![3 * MIB], ..request(6 * GIB) }).unwrap();
-        assert_eq!(map.nvdimms, [Range::new(8 * GIB, SECTION)]);
+        assert_eq!(map.nvdimms, [Range::new(8 * GIB, 3 * MIB)]);
+        assert!(map.pci_window_64.base >= 8 * GIB + SECTION);
     }
 
     #[test]
@@ -230,7 +235,7 @@ mod tests {
             prop_assert_eq!(all.iter().map(|r| r.size).sum::<u64>(), request.ram);
             prop_assert_eq!(map.nvdimms.len(), nvdimms.len());
             for (range, asked) in map.nvdimms.iter().zip(nvdimms) {
-                prop_assert!(range.base % GIB == 0 && range.size >= asked && range.size % SECTION == 0);
+                prop_assert!(range.base % GIB == 0 && range.size == asked);
             }
             all.extend(&map.nvdimms);
             all.extend([map.module_window, map.pci_window_64, ECAM, PCI_WINDOW_32]);

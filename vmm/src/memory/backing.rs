@@ -8,14 +8,14 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use ecr_arch::layout::Range;
-use ecr_devices::memory::GuestMemory;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestRegionMmap, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 use super::MemoryError;
 use crate::config::MemoryConfig;
@@ -53,30 +53,80 @@ pub struct Backing {
     next: u64,
 }
 
+/// A guest may be promised this many times what the host has, for few guests use all of theirs. More is a
+/// mistake, and one that shows only when the host runs out.
+const OVERCOMMIT: u64 = 2;
+
 impl RamBacking {
-    /// Get `size` bytes.
-    pub(super) fn open(&self, size: u64) -> Result<Backing, MemoryError> {
-        let sharing = if self.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        let (file, name) = match (&self.path, self.shared, self.hugepages) {
-            (Some(path), ..) => {
-                let name = path.display().to_string();
-                (Some(open_path(path).map_err(failed(size, &name))?), name)
+    /// Get memory for `ranges`.
+    pub(super) fn open(&self, ranges: &[Range]) -> Result<Backing, MemoryError> {
+        let size = ranges.iter().map(|range| range.size).sum();
+        let name = match &self.path {
+            Some(path) => path.display().to_string(),
+            None => {
+                check_against_host(size)?;
+                String::from(if self.shared { "shared memory" } else { "the host" })
             }
-            (None, true, _) | (None, _, Some(_)) => {
-                let name = String::from("a memfd");
-                (Some(memfd(self.hugepages).map_err(failed(size, &name))?), name)
-            }
-            (None, false, None) => (None, String::from("the host")),
         };
-        if let Some(file) = &file {
-            file.set_len(size).map_err(failed(size, &name))?;
-            if self.path.is_none() {
-                seal(file).map_err(failed(size, &name))?;
-            }
-        }
-        let anonymous = if file.is_none() { libc::MAP_ANONYMOUS } else { 0 };
-        Ok(Backing { file, name, flags: sharing | anonymous | libc::MAP_NORESERVE, next: 0 })
+        self.check_pages(ranges).map_err(failed(size, &name))?;
+        let file = self.open_file(size).map_err(failed(size, &name))?;
+        let sharing = if self.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        // Huge pages come from a file, and are reserved: a guest that meets an empty pool later would raise
+        // SIGBUS here.
+        let anonymous = match file {
+            None => libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            Some(_) => 0,
+        };
+        Ok(Backing { file, name, flags: sharing | anonymous, next: 0 })
     }
+
+    /// The pieces of memory must each be made of whole pages.
+    fn check_pages(&self, ranges: &[Range]) -> io::Result<()> {
+        let Some(page) = self.hugepages else { return Ok(()) };
+        match ranges.iter().find(|range| !range.size.is_multiple_of(page)) {
+            Some(range) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "the piece at {:#x} of {:#x} bytes is not made of pages of {page:#x} bytes: use smaller pages",
+                    range.base, range.size
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A file of at least `size` bytes, where one is needed.
+    fn open_file(&self, size: u64) -> io::Result<Option<File>> {
+        if let Some(path) = &self.path {
+            let file = open_path(path)?;
+            // What a file holds beyond is not ours to cut off.
+            if file.metadata()?.len() < size {
+                file.set_len(size)?;
+            }
+            return Ok(Some(file));
+        }
+        if !self.shared && self.hugepages.is_none() {
+            return Ok(None);
+        }
+        let file = memfd(self.hugepages)?;
+        file.set_len(size)?;
+        seal(&file)?;
+        Ok(Some(file))
+    }
+}
+
+fn check_against_host(size: u64) -> Result<(), MemoryError> {
+    let mut info = MaybeUninit::<libc::sysinfo>::zeroed();
+    // SAFETY: sysinfo fills the structure, of which all zeroes is a valid value too.
+    let info = unsafe {
+        libc::sysinfo(info.as_mut_ptr());
+        info.assume_init()
+    };
+    let present = (info.totalram + info.totalswap).saturating_mul(info.mem_unit.into());
+    if present != 0 && size > present.saturating_mul(OVERCOMMIT) {
+        return Err(MemoryError::TooMuch { size, present });
+    }
+    Ok(())
 }
 
 fn failed(size: u64, from: &str) -> impl FnOnce(io::Error) -> MemoryError {
@@ -174,6 +224,9 @@ impl Backing {
     }
 }
 
+/// Each thread touches a multiple of this, so that no two of them share a huge page.
+const PIECE: usize = 2 << 20;
+
 /// Linux maps persistent memory in pages of this size.
 const IMAGE_ALIGNMENT: u64 = 2 << 20;
 
@@ -192,34 +245,37 @@ fn madvise(start: *mut u8, size: usize, advice: libc::c_int) -> io::Result<()> {
 }
 
 /// Throw away what `region` contains.
-pub(super) fn discard(region: &GuestRegionMmap) -> io::Result<()> {
+pub(super) fn discard(region: &GuestRegionMmap) -> Result<(), MemoryError> {
     let shared = region.flags() & libc::MAP_SHARED != 0;
     let advice = if shared { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
     madvise(region.as_ptr(), region.size(), advice)
+        .map_err(failed(region.len(), "the host, cleared"))
 }
 
-/// Touch every page of `ranges`, with several threads: one would take seconds for tens of gigabytes.
-pub(super) fn populate(memory: &GuestMemory, ranges: &[Range]) -> Result<(), MemoryError> {
+/// Touch every page of `region`, with several threads: one would take seconds for tens of gigabytes.
+pub(super) fn populate(region: &GuestRegionMmap) -> Result<(), MemoryError> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    for range in ranges {
-        let Some(region) = memory.find_region(GuestAddress(range.base)) else { continue };
-        let piece = region.size().div_ceil(threads).next_multiple_of(IMAGE_ALIGNMENT as usize);
-        let start = region.as_ptr() as usize;
-        let populated = thread::scope(|scope| {
-            let pieces: Vec<_> = (0..region.size())
-                .step_by(piece)
-                .map(|at| {
-                    let size = piece.min(region.size() - at);
-                    scope.spawn(move || {
-                        madvise((start + at) as *mut u8, size, libc::MADV_POPULATE_WRITE)
-                    })
-                })
-                .collect();
-            pieces.into_iter().try_for_each(|piece| {
-                piece.join().unwrap_or_else(|_| Err(io::Error::other("a helper thread panicked")))
+    let piece = region.size().div_ceil(threads).next_multiple_of(PIECE);
+    let start = region.as_ptr().expose_provenance();
+    let populate = |at: usize| {
+        let size = piece.min(region.size() - at);
+        let start = std::ptr::with_exposed_provenance_mut(start + at);
+        madvise(start, size, libc::MADV_POPULATE_WRITE)
+    };
+    let populated = thread::scope(|scope| {
+        let pieces: Vec<_> = (0..region.size())
+            .step_by(piece)
+            .map(|at| {
+                let builder = thread::Builder::new().name("ecr-prealloc".into());
+                builder.spawn_scoped(scope, move || populate(at))
             })
-        });
-        populated.map_err(failed(range.size, "the host (preallocation)"))?;
-    }
-    Ok(())
+            .collect();
+        pieces.into_iter().try_for_each(|piece| {
+            piece?.join().unwrap_or_else(|_| Err(io::Error::other("a helper thread panicked")))
+        })
+    });
+    populated.map_err(failed(region.len(), "the host, all of it now"))
 }
+
+#[cfg(test)]
+mod tests;
