@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! A q35 whose processor runs a function of the test, and what that function needs of a driver.
+
+use std::fs;
+use std::sync::Arc;
+
+use ecr_vmm::config::{
+    BootConfig, ChardevConfig, CpuConfig, MachineType, MemoryConfig, ResetAction, VmConfig,
+};
+use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
+use ecr_vmm::hypervisor::{Exit, Hypervisor};
+use ecr_vmm::{VmHandle, VmOptions};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const ECAM: u64 = 0xB000_0000;
+pub(crate) const PM_BASE: u16 = 0x600;
+
+/// Where a test's files are, and its configuration.
+pub(crate) struct Rig {
+    pub(crate) dir: TempDir,
+    pub(crate) config: VmConfig,
+}
+
+impl Rig {
+    /// One processor, 64 MiB, and nothing plugged in.
+    pub(crate) fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let kernel = dir.path().join("kernel");
+        fs::write(&kernel, elf()).unwrap();
+        let config = VmConfig {
+            name: None,
+            uuid: Uuid::nil(),
+            machine: MachineType::Q35,
+            cpus: CpuConfig { boot: 1, max: 1 },
+            memory: MemoryConfig {
+                size: 64 * MIB,
+                max: None,
+                slots: 0,
+                shared: false,
+                hugepages: None,
+                prealloc: false,
+                path: None,
+            },
+            boot: BootConfig { kernel, initrd: None, cmdline: String::new() },
+            nvdimm: None,
+            disks: Vec::new(),
+            rng: None,
+            vsock: None,
+            console: ChardevConfig::Off,
+            serial: ChardevConfig::Off,
+            pvpanic: true,
+            on_reset: ResetAction::Reboot,
+            io_threads: 0,
+        };
+        Self { dir, config }
+    }
+
+    /// Start a machine whose processor runs `program`. A failed assertion in it fails the VM, with its text.
+    pub(crate) fn start<P>(&self, program: P) -> (VmHandle, Arc<Fake>)
+    where
+        P: Fn(&GuestCpu) -> Exit + Send + Sync + 'static,
+    {
+        let fake = Arc::new(Fake::new().with_program(0, program));
+        let hypervisor = Arc::clone(&fake) as Arc<dyn Hypervisor>;
+        let options = VmOptions { hypervisor, paused: true, qmp: None };
+        (ecr_vmm::start(self.config.clone(), options).unwrap(), fake)
+    }
+}
+
+/// The least that can be booted: an ELF file with a PVH entry and one empty page.
+fn elf() -> Vec<u8> {
+    const NOTE: usize = 0x100;
+    const PAGE: usize = 0x200;
+    let mut image = vec![0; PAGE + 0x1000];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(18, &62u16.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &2u16.to_le_bytes());
+    for (at, kind, offset, address, size) in
+        [(64, 1u32, PAGE as u64, MIB, 0x1000u64), (120, 4, NOTE as u64, 0, 20)]
+    {
+        put(at, &kind.to_le_bytes());
+        put(at + 8, &offset.to_le_bytes());
+        put(at + 24, &address.to_le_bytes());
+        put(at + 32, &size.to_le_bytes());
+        put(at + 40, &size.to_le_bytes());
+    }
+    for (at, value) in [(0, 4u32), (4, 4), (8, 18), (16, MIB as u32)] {
+        put(NOTE + at, &value.to_le_bytes());
+    }
+    put(NOTE + 12, b"Xen\0");
+    image
+}
+
+/// Enter S5 as ACPI tells: SLP_TYP 5 and SLP_EN.
+pub(crate) fn power_off(cpu: &GuestCpu) -> ! {
+    cpu.port_write(PM_BASE + 4, &(5u16 << 10 | 1 << 13).to_le_bytes());
+    cpu.halt()
+}
+
+pub(crate) fn read<const N: usize>(cpu: &GuestCpu, address: u64) -> [u8; N] {
+    let mut data = [0; N];
+    cpu.read(address, &mut data);
+    data
+}
+
+pub(crate) fn read_u16(cpu: &GuestCpu, address: u64) -> u16 {
+    u16::from_le_bytes(read(cpu, address))
+}
+
+pub(crate) fn read_u64(cpu: &GuestCpu, address: u64) -> u64 {
+    u64::from_le_bytes(read(cpu, address))
+}
+
+/// The configuration space of device `slot`, function 0, in ECAM.
+pub(crate) fn function(slot: u64) -> u64 {
+    ECAM + (slot << 15)
+}
+
+/// Capability `id` of the function at `config`, from the list's entries that `is_it` accepts.
+pub(crate) fn capability(
+    cpu: &GuestCpu,
+    config: u64,
+    id: u8,
+    is_it: impl Fn(u64) -> bool,
+) -> Option<u64> {
+    let mut at = config + u64::from(read::<1>(cpu, config + 0x34)[0]);
+    while at != config {
+        let [this, next] = read(cpu, at);
+        if this == id && is_it(at) {
+            return Some(at);
+        }
+        at = config + u64::from(next);
+    }
+    None
+}
+
+/// Where the BAR `index` of the function at `config` was placed.
+pub(crate) fn bar(cpu: &GuestCpu, config: u64, index: u64) -> u64 {
+    let at = config + 0x10 + index * 4;
+    let low = cpu.read_u32(at);
+    let high = if low & 0b110 == 0b100 { u64::from(cpu.read_u32(at + 4)) << 32 } else { 0 };
+    high | u64::from(low & !0xf)
+}
