@@ -225,6 +225,7 @@ impl Shared {
                 return Ok(true);
             }
             if state.phase == Phase::Running {
+                vcpu.note_pause();
                 state.phase = Phase::Waiting;
                 self.changed.notify_all();
             }

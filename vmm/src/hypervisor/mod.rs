@@ -180,6 +180,10 @@ pub trait Vcpu: Send + fmt::Debug {
     /// The host refused.
     fn bind_to_thread(&mut self) -> Result<Arc<dyn VcpuKick>>;
 
+    /// The guest is now kept from running, perhaps for long: let it know that time passes without it, or it
+    /// takes the gap for a hang.
+    fn note_pause(&mut self);
+
     /// Run until something happens that the caller must know of.
     fn run(&mut self, io: &dyn IoHandler) -> Exit;
 }

@@ -314,6 +314,8 @@ impl Vcpu for FakeVcpu {
         Ok(Arc::new(Kick { id: self.id, shared: Arc::clone(&self.shared) }))
     }
 
+    fn note_pause(&mut self) {}
+
     fn run(&mut self, io: &dyn IoHandler) -> Exit {
         let mut state = self.shared.state.lock();
         state.cpu(self.id).running = true;

@@ -44,6 +44,9 @@ pub(super) fn tsc_khz(_vcpu: &VcpuFd) -> Option<u32> {
     None
 }
 
+/// There is no clock that could be told.
+pub(super) fn note_pause(_vcpu: &VcpuFd) {}
+
 pub(super) fn place(_vcpu: &VcpuFd) -> String {
     "an unknown place".into()
 }

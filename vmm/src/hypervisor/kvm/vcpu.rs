@@ -147,6 +147,10 @@ impl Vcpu for KvmVcpu {
         Ok(Arc::new(Kick { process, thread }))
     }
 
+    fn note_pause(&mut self) {
+        arch::note_pause(&self.fd);
+    }
+
     fn run(&mut self, io: &dyn IoHandler) -> Exit {
         loop {
             match self.fd.run() {

@@ -117,6 +117,12 @@ pub(super) fn tsc_khz(vcpu: &VcpuFd) -> Option<u32> {
     vcpu.get_tsc_khz().ok().filter(|&khz| khz != 0)
 }
 
+/// Set `PVCLOCK_GUEST_STOPPED`, upon which Linux calms its watchdogs.
+pub(super) fn note_pause(vcpu: &VcpuFd) {
+    // Refused where the guest does not use the clock: then there is nobody to tell.
+    let _ = vcpu.kvmclock_ctrl();
+}
+
 /// Where a vCPU stands, for error messages.
 pub(super) fn place(vcpu: &VcpuFd) -> String {
     match vcpu.get_regs() {
