@@ -493,7 +493,7 @@ impl DeviceQueue {
             "it is itself in an indirect table"
         } else if descriptor.has_next() {
             "it also has a next descriptor"
-        } else if len == 0 || len % DESCRIPTOR_SIZE != 0 {
+        } else if len == 0 || !len.is_multiple_of(DESCRIPTOR_SIZE) {
             "that is not a positive multiple of 16"
         } else {
             return Ok(Table {

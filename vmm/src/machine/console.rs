@@ -51,7 +51,7 @@ impl Consoles {
     pub(super) fn infos(&self) -> Vec<ChardevInfo> {
         let info = |label: &str, chardev: &Chardev| ChardevInfo {
             label: label.into(),
-            filename: chardev.filename().into(),
+            filename: chardev.filename(),
             open: chardev.is_open(),
         };
         let console = self.console.iter().map(|chardev| info("console0", chardev));
