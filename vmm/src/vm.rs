@@ -215,7 +215,7 @@ impl Control {
     /// Tell QMP clients what has happened.
     fn tell_qmp(&mut self) {
         let events = std::mem::take(&mut self.unsent);
-        if let (Some(server), false) = (&mut self.qmp, events.is_empty()) {
+        if let Some(server) = &mut self.qmp {
             server.broadcast(&events);
         }
     }
@@ -304,9 +304,8 @@ impl Control {
     fn emit(&mut self, kind: EventKind) {
         let event = Event { time: SystemTime::now(), kind };
         self.subscribers.retain(|subscriber| subscriber.send(event.clone()).is_ok());
-        if self.qmp.is_some() {
-            self.unsent.push(event);
-        }
+        // Not only where `qmp` is there: while the server carries out a command, it is lent.
+        self.unsent.push(event);
     }
 
     /// Take everything down; only then tell those who wait.
