@@ -116,6 +116,13 @@ impl Bus {
         self.ranges.write().remove(&base).map(drop).ok_or(BusError::NotFound { base })
     }
 
+    /// Take everything off. A device that knows the bus it is on is freed in no other way.
+    pub fn clear(&self) {
+        // Devices are freed without the lock: they may call back.
+        let ranges = std::mem::take(&mut *self.ranges.write());
+        drop(ranges);
+    }
+
     /// Read `data.len()` bytes at `address`; where nothing answers `data` is all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) -> Access {
         let access = match self.find(address, data.len()) {
@@ -213,6 +220,28 @@ mod tests {
                 Err(BusError::InvalidRange { base, size })
             );
         }
+    }
+
+    #[test]
+    fn a_cleared_bus_frees_a_device_that_knows_it() {
+        struct Knows(Arc<Bus>);
+        impl IoDevice for Knows {
+            fn read(&mut self, _offset: u64, _data: &mut [u8]) -> Access {
+                Access::Unclaimed
+            }
+            fn write(&mut self, _offset: u64, _data: &[u8]) -> Access {
+                Access::Unclaimed
+            }
+        }
+        impl Drop for Knows {
+            fn drop(&mut self) {
+                assert_eq!(self.0.read(0, &mut [0]), Access::Unclaimed);
+            }
+        }
+        let bus = Arc::new(Bus::new());
+        bus.insert(0, 1, Arc::new(Mutex::new(Knows(Arc::clone(&bus))))).unwrap();
+        bus.clear();
+        assert_eq!(Arc::strong_count(&bus), 1);
     }
 
     #[test]

@@ -76,6 +76,14 @@ impl std::fmt::Debug for Q35 {
     }
 }
 
+impl Drop for Q35 {
+    /// The host bridge is on the buses that it knows.
+    fn drop(&mut self) {
+        self.spaces.memory.clear();
+        self.spaces.ports.clear();
+    }
+}
+
 impl Q35 {
     /// The chipset, with nothing plugged in.
     pub(super) fn new(
