@@ -3,6 +3,7 @@
 
 //! What stands behind devices on the host's side.
 
+pub mod block;
 pub mod chardev;
 pub(crate) mod stream;
 pub mod unix_socket;

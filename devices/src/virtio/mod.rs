@@ -5,6 +5,7 @@
 //!
 //! Virtual I/O Device (VIRTIO) Version 1.2. Only the modern interface; split virtqueues only.
 
+pub mod blk;
 pub mod console;
 pub mod queue;
 pub mod rng;
