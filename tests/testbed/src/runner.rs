@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Runs the tests of one test binary, each in a process of its own with a time limit of its own.
+//!
+//! The binary follows the command line of Rust's test harness: `--list --format terse`, `--exact NAME --nocapture`,
+//! `--ignored`. One convention is added: a test that cannot run here prints a line `SKIPPED: reason` and exits with
+//! status [`SKIPPED`]. Results are printed as that harness prints them; the last line alone is
+//! `N passed, N failed, N skipped`.
+
+use std::fmt;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::exec::{CommandSpec, Ending};
+use crate::host::Host;
+
+/// The exit status of a test that skipped itself.
+pub const SKIPPED: i32 = 77;
+/// Begins the line that says why.
+pub const SKIPPED_PREFIX: &str = "SKIPPED: ";
+
+/// For `--list`, which runs nothing.
+const LIST_LIMIT: Duration = Duration::from_secs(60);
+/// After this many losses of the host in a row there is no use in trying the next test.
+const LOSSES: u32 = 2;
+/// Output kept of one test; of more, the end, which says what failed.
+const KEPT_OUTPUT: usize = 1 << 20;
+
+/// Which tests of which binary.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The binary's path on the host.
+    pub binary: String,
+    /// Tests whose name contains this; all if empty.
+    pub filter: String,
+    /// Run the ignored tests, and no others.
+    pub ignored: bool,
+    /// For each test.
+    pub time_limit: Duration,
+    /// Print output as it comes, not only that of failed tests.
+    pub show_output: bool,
+}
+
+/// How many tests ended how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Ended with status 0.
+    pub passed: u32,
+    /// Ended otherwise, or not in time.
+    pub failed: u32,
+    /// Said that they cannot run, or are marked as ignored.
+    pub skipped: u32,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs the plan's tests on `host` and reports to `report`.
+///
+/// # Errors
+/// The tests cannot be listed, none matches, or the host was lost again and again. Failed tests are no error.
+pub fn run(plan: &Plan, host: &mut dyn Host, report: &mut dyn Write) -> Result<Summary> {
+    let all = list(plan, host, false)?;
+    let ignored = list(plan, host, true)?;
+    let chosen: Vec<&String> = all
+        .iter()
+        .filter(|name| name.contains(&plan.filter))
+        .filter(|name| !plan.ignored || ignored.contains(name))
+        .collect();
+    ensure!(!chosen.is_empty(), "no test of {} matches `{}`", plan.binary, plan.filter);
+    writeln!(report, "\nrunning {} tests", chosen.len())?;
+
+    let mut summary = Summary::default();
+    let mut losses = 0;
+    for name in chosen {
+        if !plan.ignored && ignored.contains(name) {
+            summary.skipped += 1;
+            writeln!(report, "test {name} ... skipped (marked as ignored)")?;
+            continue;
+        }
+        write!(report, "test {name} ... ")?;
+        report.flush()?;
+        let started = Instant::now();
+        let outcome = run_one(plan, name, host);
+        let seconds = started.elapsed().as_secs_f64();
+        match &outcome {
+            Outcome::Passed => writeln!(report, "ok ({seconds:.1} s)")?,
+            Outcome::Skipped(why) => writeln!(report, "skipped ({why})")?,
+            Outcome::Failed(why, output) => {
+                writeln!(report, "FAILED ({seconds:.1} s): {why}")?;
+                print_output(name, output, report)?;
+            }
+            Outcome::Lost(why, output) => {
+                writeln!(report, "FAILED ({seconds:.1} s): {why}")?;
+                print_output(name, output, report)?;
+            }
+        }
+        summary.count(&outcome);
+        losses = if matches!(outcome, Outcome::Lost(..)) { losses + 1 } else { 0 };
+        if losses == LOSSES {
+            writeln!(report, "\n{summary}")?;
+            bail!("the host was lost {LOSSES} times in a row; the remaining tests were not run");
+        }
+    }
+    writeln!(report, "\n{summary}")?;
+    Ok(summary)
+}
+
+impl Summary {
+    fn count(&mut self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Passed => self.passed += 1,
+            Outcome::Skipped(_) => self.skipped += 1,
+            Outcome::Failed(..) | Outcome::Lost(..) => self.failed += 1,
+        }
+    }
+}
+
+enum Outcome {
+    Passed,
+    Skipped(String),
+    Failed(String, Vec<u8>),
+    /// The host did not survive the test.
+    Lost(String, Vec<u8>),
+}
+
+fn run_one(plan: &Plan, name: &str, host: &mut dyn Host) -> Outcome {
+    let mut arguments = vec!["--exact", name, "--nocapture"];
+    if plan.ignored {
+        arguments.push("--ignored");
+    }
+    let spec = command(plan, &arguments, plan.time_limit);
+    let mut kept = Vec::new();
+    let result = host.run(&spec, &mut |_, bytes| {
+        if plan.show_output {
+            // To our standard error: a broken pipe there is nobody's failure.
+            let _ = std::io::stderr().write_all(bytes);
+        }
+        kept.extend_from_slice(bytes);
+        let excess = kept.len().saturating_sub(KEPT_OUTPUT);
+        kept.drain(..excess);
+    });
+    match result {
+        Ok(Ending::Exited(0)) => Outcome::Passed,
+        Ok(Ending::Exited(SKIPPED)) => match reason_of_skip(&kept) {
+            Some(reason) => Outcome::Skipped(reason),
+            None => Outcome::Failed("skipped without saying why".into(), kept),
+        },
+        Ok(ending) => Outcome::Failed(ending.to_string(), kept),
+        Err(error) => Outcome::Lost(format!("{error:#}"), kept),
+    }
+}
+
+fn reason_of_skip(output: &[u8]) -> Option<String> {
+    let output = String::from_utf8_lossy(output);
+    let reason = output.lines().find_map(|line| line.trim().strip_prefix(SKIPPED_PREFIX))?.trim();
+    (!reason.is_empty()).then(|| reason.to_owned())
+}
+
+fn print_output(name: &str, output: &[u8], report: &mut dyn Write) -> Result<()> {
+    writeln!(report, "---- {name} output ----")?;
+    report.write_all(output)?;
+    if !output.ends_with(b"\n") {
+        writeln!(report)?;
+    }
+    writeln!(report, "---- end of {name} ----")?;
+    Ok(())
+}
+
+fn list(plan: &Plan, host: &mut dyn Host, ignored: bool) -> Result<Vec<String>> {
+    let mut arguments = vec!["--list", "--format", "terse"];
+    if ignored {
+        arguments.push("--ignored");
+    }
+    let mut output = Vec::new();
+    let ending = host
+        .run(&command(plan, &arguments, LIST_LIMIT), &mut |_, bytes| {
+            output.extend_from_slice(bytes)
+        })
+        .context("listing the tests")?;
+    let output = String::from_utf8_lossy(&output);
+    ensure!(
+        ending == Ending::Exited(0),
+        "listing the tests of {}: {ending}\n{output}",
+        plan.binary
+    );
+    Ok(output.lines().filter_map(|l| l.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+fn command(plan: &Plan, arguments: &[&str], time_limit: Duration) -> CommandSpec {
+    let arguments = arguments.iter().map(|a| (*a).to_owned());
+    CommandSpec {
+        argv: std::iter::once(plan.binary.clone()).chain(arguments).collect(),
+        time_limit: Some(time_limit),
+        ..CommandSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::native::Native;
+
+    /// A test binary in shell, run on this machine.
+    fn run_script(tests: &str, plan: impl FnOnce(&mut Plan)) -> (Result<Summary>, String) {
+        let work = tempfile::tempdir().unwrap();
+        let path = work.path().join("tests.sh");
+        let script = format!("#!/bin/sh\ncase \"$*\" in\n{tests}\nesac\n");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut the_plan = Plan {
+            binary: path.display().to_string(),
+            filter: String::new(),
+            ignored: false,
+            time_limit: Duration::from_secs(1),
+            show_output: false,
+        };
+        plan(&mut the_plan);
+        let mut host = Native::new(&[], &[]).unwrap();
+        let mut report = Vec::new();
+        let summary = run(&the_plan, &mut host, &mut report);
+        (summary, String::from_utf8(report).unwrap())
+    }
+
+    const TESTS: &str = r#"
+        "--list --format terse") printf 'good: test\nbad: test\nstuck: test\nlame: test\nmute: test\nold: test\nb: bench\n';;
+        *--ignored) echo "old: test";;
+        *good*) echo fine;;
+        *bad*) echo the reason is this; exit 101;;
+        *stuck*) sleep 1000;;
+        *lame*) echo SKIPPED: no such hardware; exit 77;;
+        *mute*) exit 77;;
+    "#;
+
+    #[test]
+    fn results_are_counted_and_explained() {
+        let (summary, report) = run_script(TESTS, |_| ());
+        assert_eq!(summary.unwrap(), Summary { passed: 1, failed: 3, skipped: 2 });
+        assert!(report.contains("test good ... ok ("), "{report}");
+        assert!(!report.contains("fine"), "{report}");
+        assert!(
+            report.contains("): exit status 101\n---- bad output ----\nthe reason is this\n"),
+            "{report}"
+        );
+        assert!(report.contains("still running after 1 s, killed"), "{report}");
+        assert!(report.contains("test lame ... skipped (no such hardware)\n"), "{report}");
+        assert!(report.contains("test old ... skipped (marked as ignored)\n"), "{report}");
+        assert!(report.ends_with("\n1 passed, 3 failed, 2 skipped\n"), "{report}");
+    }
+
+    #[test]
+    fn a_filter_chooses_and_must_choose_something() {
+        let (summary, _) = run_script(TESTS, |plan| plan.filter = "goo".into());
+        assert_eq!(summary.unwrap(), Summary { passed: 1, ..Summary::default() });
+        let (summary, _) = run_script(TESTS, |plan| plan.filter = "nothing".into());
+        assert!(summary.unwrap_err().to_string().contains("`nothing`"));
+    }
+
+    #[test]
+    fn a_binary_that_cannot_list_is_an_error() {
+        let (summary, _) = run_script("*) echo broken; exit 3;;", |_| ());
+        assert!(summary.unwrap_err().to_string().contains("broken"));
+    }
+}
