@@ -188,6 +188,14 @@ impl DiskConfig {
     pub const fn default_queue_size() -> u16 {
         256
     }
+
+    /// Request queues in a machine that boots with `cpus` vCPUs.
+    pub(crate) fn queues_for(&self, cpus: u32) -> u16 {
+        match self.queues {
+            0 => u16::try_from(cpus).unwrap_or(u16::MAX).min(validate::QUEUES_MAX),
+            queues => queues,
+        }
+    }
 }
 
 /// How block requests reach the host.

@@ -22,7 +22,7 @@ const SERIAL_MAX: usize = 20;
 /// Most entries of a queue, as with QEMU.
 const QUEUE_SIZE_MAX: u16 = 1024;
 /// Most request queues of a disk.
-const QUEUES_MAX: u16 = 256;
+pub(super) const QUEUES_MAX: u16 = 256;
 /// Most threads that serve device queues.
 const IO_THREADS_MAX: u16 = 64;
 /// Context ids that mean something else: hypervisor, local, host (vsock(7)).

@@ -5,15 +5,18 @@
 
 use std::fs::File;
 
-use ecr_devices::io_thread::IoHandle;
+use ecr_devices::backend::block::{BlockFile, IoEngine};
+use ecr_devices::io_thread::{IoHandle, IoThread};
 use ecr_devices::vhost::vsock::VhostVsock;
 use ecr_devices::virtio::VirtioDevice;
+use ecr_devices::virtio::blk::{Blk, BlkConfig};
 use ecr_devices::virtio::console::{Console, PortConfig};
 use ecr_devices::virtio::rng::Rng;
 use ecr_devices::virtio::vsock::Vsock;
 
 use super::{Machine, failed};
-use crate::config::{RngConfig, VsockBackend, VsockConfig};
+use crate::config::{DiskConfig, DiskIo, RngConfig, VsockBackend, VsockConfig};
+use crate::control::BlockInfo;
 use crate::vm::StartError;
 
 impl Machine {
@@ -32,7 +35,28 @@ impl Machine {
             let device = self.open_vsock(&vsock, light)?;
             self.board.plug_virtio("vsock0", device)?;
         }
+        for disk in self.config.disks.clone() {
+            self.plug_disk(disk)?;
+        }
         self.board.assign_bars().map_err(failed)
+    }
+
+    /// The queues of a disk spread over all I/O threads.
+    fn plug_disk(&mut self, disk: DiskConfig) -> Result<(), StartError> {
+        let queues = disk.queues_for(self.config.cpus.boot);
+        let DiskConfig { id, path, readonly, direct, serial, queue_size, io, .. } = disk;
+        let file = BlockFile::open(&path, direct, readonly).map_err(failed)?;
+        let size = file.size();
+        let io = match io {
+            DiskIo::Auto => IoEngine::Auto,
+            DiskIo::Uring => IoEngine::Uring,
+            DiskIo::Sync => IoEngine::Sync,
+        };
+        let config = BlkConfig { file, serial: serial.unwrap_or_default(), queues, queue_size, io };
+        let threads = self.io_threads.iter().map(IoThread::handle).collect();
+        self.board.plug_virtio(&id, Box::new(Blk::new(config, threads).map_err(failed)?))?;
+        self.blocks.push(BlockInfo { id, path, size, readonly, direct });
+        Ok(())
     }
 
     fn open_vsock(
