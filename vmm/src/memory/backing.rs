@@ -195,6 +195,8 @@ impl Backing {
     /// Map the next `range.size` bytes for the guest at `range`.
     pub(super) fn map(&mut self, range: Range) -> Result<GuestRegionMmap, MemoryError> {
         let region = self.map_from(range, self.next)?;
+        // Fewer faults, and fewer levels to walk in two tables. A kernel without them has nothing to lose.
+        let _ = madvise(region.as_ptr(), region.size(), libc::MADV_HUGEPAGE);
         self.next += range.size;
         Ok(region)
     }
@@ -218,7 +220,7 @@ impl Backing {
                 vm_memory::mmap::MmapRegionError::Mmap(source) => failed(source),
                 other => failed(io::Error::other(other)),
             })?;
-        advise(&mapping).map_err(failed)?;
+        keep_private(&mapping).map_err(failed)?;
         GuestRegionMmap::new(mapping, GuestAddress(range.base))
             .ok_or_else(|| failed(io::Error::other("the guest's address space wraps around")))
     }
@@ -230,7 +232,7 @@ const PIECE: usize = 2 << 20;
 /// Linux maps persistent memory in pages of this size.
 const IMAGE_ALIGNMENT: u64 = 2 << 20;
 
-fn advise(mapping: &MmapRegion) -> io::Result<()> {
+fn keep_private(mapping: &MmapRegion) -> io::Result<()> {
     madvise(mapping.as_ptr(), mapping.size(), libc::MADV_DONTFORK)?;
     madvise(mapping.as_ptr(), mapping.size(), libc::MADV_DONTDUMP)
 }

@@ -36,12 +36,15 @@ fn nothing_is_touched_before_the_guest_does() {
 }
 
 #[test]
-fn children_and_core_dumps_do_not_get_it() {
+fn children_and_core_dumps_do_not_get_it_and_the_kernel_may_use_huge_pages() {
     for shared in [false, true] {
         let region = map(&RamBacking { shared, ..ram() }, MIB);
         let flags = smaps(&region, "VmFlags:");
         let has = |flag| flags.split(' ').any(|f| f == flag);
         assert!(has("dc") && has("dd"), "{flags}");
+        if Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            assert!(has("hg"), "{flags}");
+        }
     }
 }
 
