@@ -168,6 +168,6 @@ mod tests {
     fn sizes_are_whole_units() {
         assert_eq!(image_size(0), 128 * MIB);
         assert_eq!(image_size(100 * MIB), 256 * MIB);
-        assert!(image_size(u64::from(u32::MAX)) % SIZE_UNIT == 0);
+        assert!(image_size(u64::from(u32::MAX)).is_multiple_of(SIZE_UNIT));
     }
 }
