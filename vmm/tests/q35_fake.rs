@@ -186,7 +186,7 @@ fn take_entropy(cpu: &GuestCpu) -> [u8; 64] {
     const RINGS: u64 = 4 * MIB;
     const BUFFER: u64 = 5 * MIB;
     let is_rng = |slot: &u64| cpu.read_u32(function(*slot)) == 0x1044_1AF4;
-    let config = function((0..32).find(is_rng).expect("an entropy device"));
+    let config = function((0..32).find(is_rng).unwrap());
     let virtio = |kind: u8| capability(cpu, config, 9, |at| read::<4>(cpu, at)[3] == kind).unwrap();
     let structure = |at: u64| {
         let index = u64::from(read::<1>(cpu, at + 4)[0]);
