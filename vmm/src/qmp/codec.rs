@@ -217,11 +217,11 @@ fn explain(text: &[u8], error: &serde_json::Error) -> String {
         _ => {}
     }
     let at = offset(text, error);
-    let byte = text.get(at).copied().unwrap_or_default();
-    if byte.is_ascii_alphabetic() || reason == "expected ident" {
+    let byte = text.get(at).copied();
+    if byte.is_some_and(|byte| byte.is_ascii_alphabetic()) || reason == "expected ident" {
         return format!("invalid keyword '{}'", word(text, at));
     }
-    if byte != 0 && !b"{}[]:,\"".contains(&byte) && !is_word(byte) && !byte.is_ascii_whitespace() {
+    if byte.is_some_and(|byte| !b"{}[]:,\" \t\r\n".contains(&byte) && !is_word(byte)) {
         let text = String::from_utf8_lossy(text.get(at..).unwrap_or_default());
         return format!("stray '{}'", text.chars().next().unwrap_or_default());
     }
@@ -229,7 +229,7 @@ fn explain(text: &[u8], error: &serde_json::Error) -> String {
         "expected `:`" => "missing : in object pair",
         "expected `,` or `]`" => "expected separator in list",
         "expected `,` or `}`" => "expected separator in dict",
-        "key must be a string" if byte != b',' => "key is not a string in object",
+        "key must be a string" if byte != Some(b',') => "key is not a string in object",
         "expected value" | "key must be a string" | "trailing comma" => "expecting value",
         "EOF while parsing an object" | "EOF while parsing a list" => "expecting value",
         other => other,
@@ -335,6 +335,7 @@ mod tests {
             (r#"{"a":"\q"}"#, "invalid escape sequence in string"),
             ("@", "stray '@'"),
             ("\u{1}", "stray '\u{1}'"),
+            ("\0", "stray '\0'"),
             ("[nul]", "invalid keyword 'nul'"),
         ] {
             assert_eq!(error(input.as_bytes()), format!("JSON parse error, {text}"), "{input}");
