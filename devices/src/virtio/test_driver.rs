@@ -5,6 +5,9 @@
 //!
 //! It checks nothing, so that a test can also break the rules.
 
+// Each benchmark that includes this file uses a part of it.
+#![allow(dead_code)]
+
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
