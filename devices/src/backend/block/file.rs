@@ -347,20 +347,19 @@ fn file_block_size(metadata: &std::fs::Metadata) -> u32 {
 /// What direct I/O on `file` needs: alignment in memory, and of offsets and lengths. `None` where the
 /// kernel (before 6.1) or the file system does not say.
 fn direct_alignment(file: &File) -> Option<(u32, u32)> {
-    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty C string, and the call writes at most one `statx` to `found`.
+    // struct statx of linux/stat.h as 32-bit words, by their index: not every C library has it.
+    const MASK: usize = 0;
+    const DIO_MEM_ALIGN: usize = 0x98 / 4;
+    const DIO_OFFSET_ALIGN: usize = 0x9c / 4;
+    const STATX_DIOALIGN: u32 = 0x2000;
+    let mut statx = [0u32; 64];
+    let (fd, path) = (file.as_raw_fd(), c"".as_ptr());
+    // SAFETY: the path is an empty C string, and the kernel writes the 256 bytes of a struct statx.
     let result = unsafe {
-        libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
-            found.as_mut_ptr(),
-        )
+        let to = statx.as_mut_ptr();
+        libc::syscall(libc::SYS_statx, fd, path, libc::AT_EMPTY_PATH, STATX_DIOALIGN, to)
     };
-    // SAFETY: a `statx` of zeros is a valid value, and that is what it was before the call.
-    let found = unsafe { found.assume_init() };
-    let (memory, offset) = (found.stx_dio_mem_align, found.stx_dio_offset_align);
-    let said = result == 0 && found.stx_mask & libc::STATX_DIOALIGN != 0;
+    let (memory, offset) = (statx[DIO_MEM_ALIGN], statx[DIO_OFFSET_ALIGN]);
+    let said = result == 0 && statx[MASK] & STATX_DIOALIGN != 0;
     (said && memory.is_power_of_two() && offset.is_power_of_two()).then_some((memory, offset))
 }
