@@ -147,9 +147,10 @@ impl Machine {
             ),
         };
         let kernel = &self.boot.kernel;
-        let plan = self.board.plan(&self.config, kernel, initrd_size).map_err(|error| {
-            StartError::Machine(format!("boot {}: {error}", kernel.path().display()))
-        })?;
+        let plan = self
+            .board
+            .plan(&self.config, kernel, initrd_size)
+            .map_err(|source| StartError::Kernel { path: kernel.path().to_owned(), source })?;
         self.boot.load(&plan, &self.memory.view())?;
         Ok(plan.regs)
     }

@@ -16,6 +16,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::SystemTime;
 
+use ecr_arch::boot::BootError;
 use ecr_devices::backend::unix_socket::UnixSocket;
 use ecr_devices::chipset::GuestRequest;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -46,9 +47,17 @@ pub enum StartError {
     /// The configuration cannot work; nothing was created.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The kernel or the initial RAM disk cannot be used.
+    /// The kernel or the initial RAM disk cannot be read.
     #[error(transparent)]
     Boot(#[from] BootImageError),
+    /// The kernel is no kernel, or does not fit.
+    #[error("boot {path}: {source}", path = path.display())]
+    Kernel {
+        /// The kernel.
+        path: PathBuf,
+        /// Why it cannot be booted.
+        source: BootError,
+    },
     /// The hypervisor refused.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),

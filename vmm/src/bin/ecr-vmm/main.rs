@@ -37,8 +37,10 @@ fn main() -> ExitCode {
     match run(invocation) {
         Ok(reason) => conclude(&reason),
         Err(error) => {
-            let of_arguments =
-                matches!(error.downcast_ref(), Some(StartError::Config(_) | StartError::Boot(_)));
+            let of_arguments = matches!(
+                error.downcast_ref(),
+                Some(StartError::Config(_) | StartError::Boot(_) | StartError::Kernel { .. })
+            );
             conclude_with(if of_arguments { BAD_ARGUMENTS } else { VM_FAILED }, &error.to_string())
         }
     }
