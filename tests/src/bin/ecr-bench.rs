@@ -8,7 +8,7 @@
 //! then. `ecr-bench memory`: the process's proportional set size without guest RAM and image, when the guest
 //! is up and idle.
 //!
-//! Environment: `ECR_VMM` is the program, `ECR_GUEST_DIR` the built guest, `ECR_QEMU` another QEMU.
+//! Started by `tools/dev bench`, which hands the files in. `ECR_QEMU` names another QEMU.
 
 use std::env;
 use std::fs;
@@ -19,6 +19,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ecr_tests::place::Place;
 use serde_json::json;
 
 /// What the agent prints when it is up.
@@ -85,32 +86,22 @@ enum Vmm {
     Qemu,
 }
 
-/// Where things are.
-struct Place {
-    ecr: PathBuf,
+/// The two programs and the guest.
+struct Contest {
+    place: Place,
     qemu: PathBuf,
-    guest: PathBuf,
 }
 
-impl Place {
-    fn from_environment() -> Result<Self> {
-        let need = |name| env::var_os(name).with_context(|| format!("{name} is not set"));
-        Ok(Self {
-            ecr: need("ECR_VMM")?.into(),
-            qemu: env::var_os("ECR_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into(),
-            guest: need("ECR_GUEST_DIR")?.into(),
-        })
-    }
-
+impl Contest {
     fn command(&self, vmm: Vmm, case: &Case) -> Command {
-        let path = |name: &str| self.guest.join(name).display().to_string();
+        let path = |name: &str| self.place.guest(name).display().to_string();
         let root =
             if case.image { " root=/dev/pmem0p1 ro rootfstype=ext4 rootflags=dax" } else { "" };
         let cmdline = format!("console=hvc0 quiet panic=-1{root}");
         let (kernel, memory, cpus) = (path(case.kernel), case.memory, case.cpus.to_string());
         match vmm {
             Vmm::Ecr => {
-                let mut command = Command::new(&self.ecr);
+                let mut command = Command::new(self.place.vmm());
                 command.args(["--kernel", &kernel, "--cmdline", &cmdline, "--cpus", &cpus]);
                 command.args(["--memory", &memory.to_string(), "--rng", "--serial", "off"]);
                 if case.image {
@@ -239,11 +230,11 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn measure(place: &Place, case: &Case, runs: usize, idle: Duration) -> Result<[Figures; 2]> {
+fn measure(contest: &Contest, case: &Case, runs: usize, idle: Duration) -> Result<[Figures; 2]> {
     let mut figures = [Figures::default(), Figures::default()];
     for _ in 0..runs {
         for (vmm, figures) in [Vmm::Ecr, Vmm::Qemu].into_iter().zip(&mut figures) {
-            let booted = boot(place.command(vmm, case))?;
+            let booted = boot(contest.command(vmm, case))?;
             figures.wall.push(booted.wall.as_secs_f64());
             figures.cpu.push(booted.cpu_time()?.as_secs_f64());
             // The kernel goes on for a moment behind the agent's line.
@@ -261,7 +252,8 @@ fn main() -> Result<()> {
         [what, runs] => (what, runs.parse().context("how many runs?")?),
         _ => bail!("usage: ecr-bench boot|memory [RUNS]"),
     };
-    let place = Place::from_environment()?;
+    let qemu = env::var_os("ECR_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into();
+    let contest = Contest { place: Place::from_environment()?, qemu };
     let (cases, idle) = match what {
         "boot" => (BOOT, Duration::ZERO),
         "memory" => (MEMORY, Duration::from_millis(500)),
@@ -271,7 +263,7 @@ fn main() -> Result<()> {
     println!("| case | figure | ecr-vmm | QEMU | ratio |\n|---|---|---|---|---|");
     let mut report = Vec::new();
     for case in cases {
-        let [ecr, qemu] = measure(&place, case, runs, idle)?;
+        let [ecr, qemu] = measure(&contest, case, runs, idle)?;
         let rows: &[(&str, &str, &Vec<f64>, &Vec<f64>)] = if what == "boot" {
             &[
                 ("to the agent's line", "s", &ecr.wall, &qemu.wall),

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Where programs and guest files are.
+
+use std::env;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+/// Where programs and guest files are.
+#[derive(Debug, Clone)]
+pub struct Place {
+    files: PathBuf,
+}
+
+impl Place {
+    /// The place that the testbed's program has prepared.
+    ///
+    /// # Errors
+    /// This process was not started by it.
+    pub fn from_environment() -> Result<Self> {
+        let files = env::var_os("ECR_FILES").context(
+            "ECR_FILES is not set: start this through tools/dev test or tools/dev bench",
+        )?;
+        Ok(Self { files: files.into() })
+    }
+
+    /// The program `ecr-vmm`.
+    #[must_use]
+    pub fn vmm(&self) -> PathBuf {
+        self.files.join("vmm")
+    }
+
+    /// A file of the built guest, such as `vmlinux` or `rootfs.img`.
+    #[must_use]
+    pub fn guest(&self, name: &str) -> PathBuf {
+        self.files.join("guest").join(name)
+    }
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! A QMP client of few lines, for tests: commands, their replies, and the events that come in between.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::guest::wait_for_socket;
+
+/// A negotiated session.
+#[derive(Debug)]
+pub struct Qmp {
+    stream: BufReader<UnixStream>,
+    events: Vec<Value>,
+}
+
+impl Qmp {
+    /// Connect and negotiate.
+    ///
+    /// # Errors
+    /// Nobody listens, or it is no QMP server.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let mut qmp = Self { stream: BufReader::new(wait_for_socket(path)?), events: Vec::new() };
+        let greeting = qmp.read()?;
+        ensure!(greeting["QMP"]["version"]["qemu"]["major"].is_u64(), "greeting: {greeting}");
+        qmp.execute("qmp_capabilities")?;
+        Ok(qmp)
+    }
+
+    /// Send a command; returns its value.
+    ///
+    /// # Errors
+    /// It was refused, or the connection broke.
+    pub fn execute(&mut self, command: &str) -> Result<Value> {
+        let request = json!({ "execute": command, "id": command });
+        writeln!(self.stream.get_mut(), "{request}")?;
+        loop {
+            let reply = self.read()?;
+            if reply["event"].is_string() {
+                self.events.push(reply);
+            } else {
+                ensure!(reply["id"] == command, "reply to another command: {reply}");
+                ensure!(reply["error"].is_null(), "{command}: {reply}");
+                return Ok(reply["return"].clone());
+            }
+        }
+    }
+
+    /// Wait for an event, which may have come already.
+    ///
+    /// # Errors
+    /// The connection broke before.
+    pub fn wait_event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return Ok(self.events.remove(at));
+            }
+            let event = self.read().with_context(|| format!("wait for {name}"))?;
+            self.events.push(event);
+        }
+    }
+
+    fn read(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            bail!("the server has closed the connection");
+        }
+        serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))
+    }
+}

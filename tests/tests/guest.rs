@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Real guests. They need a place whose KVM can run a stock kernel, so they are marked as ignored and
+//! `tools/dev test` runs them, here or in the testbed.
+
+#![allow(clippy::unwrap_used)] // A failed step is a failed test.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ecr_agent_protocol::AGENT_PORT;
+use ecr_agent_protocol::client::AgentClient;
+use ecr_agent_protocol::health::CheckRequest;
+use ecr_tests::guest::Boot;
+use ecr_tests::place::Place;
+use ecr_tests::qmp::Qmp;
+use ttrpc::context;
+
+/// Exit statuses of `ecr-vmm`.
+const POWERED_OFF: i32 = 0;
+const BAD_ARGUMENTS: i32 = 2;
+const PANICKED: i32 = 3;
+const FAILED: i32 = 4;
+
+fn place() -> Place {
+    Place::from_environment().unwrap()
+}
+
+/// Boot to the end and see that the guest was up and powered off cleanly. Returns what was said.
+fn powers_off(boot: Boot) -> Result<String> {
+    let (status, said) = boot.start()?.wait_end()?;
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    ensure!(said.contains(" ready in "), "the agent was not up:\n{said}");
+    Ok(said)
+}
+
+/// What the guest's script printed as `KEY=value`.
+fn value<'a>(said: &'a str, key: &str) -> Result<&'a str> {
+    said.lines()
+        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))
+        .with_context(|| format!("no {key}= in:\n{said}"))
+}
+
+const LOOK_AROUND: &str = "echo CPUS=$(nproc); echo ROOT=$(mount | grep -m1 /dev/root); \
+                           echo MEMORY=$(grep MemTotal /proc/meminfo)";
+
+fn memory_mib(said: &str) -> Result<u64> {
+    let digits: String = value(said, "MEMORY")?.chars().filter(char::is_ascii_digit).collect();
+    Ok(digits.parse::<u64>()? / 1024)
+}
+
+fn image_boots(kernel: &str, kind: &str, cpus: &str, memory: &str, at_least: u64) -> Result<()> {
+    let boot = Boot::kernel(&place(), kernel)
+        .image(&place(), kind)
+        .with(&["--cpus", cpus, "--memory", memory])
+        .script(LOOK_AROUND);
+    let said = powers_off(boot)?;
+    ensure!(value(&said, "CPUS")? == cpus, "{said}");
+    ensure!(memory_mib(&said)? >= at_least, "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn vmlinux_from_persistent_memory() -> Result<()> {
+    image_boots("vmlinux", "pmem", "1", "128M", 90)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn vmlinux_from_persistent_memory_with_4_cpus_and_6_gib() -> Result<()> {
+    image_boots("vmlinux", "pmem", "4", "6G", 5800)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn vmlinux_from_a_disk() -> Result<()> {
+    image_boots("vmlinux", "disk", "1", "256M", 200)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn bzimage_from_persistent_memory() -> Result<()> {
+    image_boots("bzImage", "pmem", "1", "256M", 200)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn bzimage_from_a_disk_with_4_cpus() -> Result<()> {
+    image_boots("bzImage", "disk", "4", "256M", 200)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn persistent_memory_is_mapped_directly_and_read_only() -> Result<()> {
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .script("echo DAX=$(grep -c dax=always /proc/mounts); echo RO=$(cat /sys/block/pmem0/ro)");
+    let said = powers_off(boot)?;
+    ensure!(value(&said, "DAX")? == "1" && value(&said, "RO")? == "1", "{said}");
+    Ok(())
+}
+
+/// The agent alone: it stays up until the power button is pressed.
+fn initrd_answers_the_power_button(kernel: &str, initrd: &str, arguments: &[&str]) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("qmp.sock");
+    let listen = format!("unix:{}", socket.display());
+    let mut guest = Boot::kernel(&place(), kernel)
+        .initrd(&place(), initrd)
+        .with(arguments)
+        .with(&["--qmp", &listen])
+        .start()?;
+    guest.wait_ready()?;
+    let mut qmp = Qmp::connect(&socket)?;
+    qmp.execute("system_powerdown")?;
+    qmp.wait_event("POWERDOWN")?;
+    let shutdown = qmp.wait_event("SHUTDOWN")?;
+    ensure!(shutdown["data"]["guest"] == true, "{shutdown}");
+    let (status, said) = guest.wait_end()?;
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    ensure!(!socket.exists(), "the QMP socket is left behind");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn vmlinux_with_an_initrd() -> Result<()> {
+    initrd_answers_the_power_button("vmlinux", "initrd.img", &["--memory", "128M"])
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn bzimage_with_an_initrd_and_4_cpus() -> Result<()> {
+    initrd_answers_the_power_button("bzImage", "initrd.img", &["--cpus", "4"])
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_stock_debian_kernel_with_its_modules() -> Result<()> {
+    initrd_answers_the_power_button("debian/vmlinuz", "debian/initrd.img", &["--memory", "512M"])
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn check_health(client: AgentClient) -> Result<()> {
+    let patience = context::with_duration(Duration::from_secs(30));
+    let health = client.health.check(patience.clone(), &CheckRequest::new()).await?;
+    ensure!(health.status.value() == 1, "not serving: {health:?}");
+    let version = client.health.version(patience, &CheckRequest::new()).await?;
+    ensure!(!version.agent_version.is_empty(), "{version:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn the_agent_answers_over_vhost_vsock() -> Result<()> {
+    if !Path::new("/dev/vhost-vsock").exists() {
+        println!("SKIPPED: this host has no /dev/vhost-vsock");
+        std::process::exit(77);
+    }
+    let cid = 0x0EC0_0000 | std::process::id();
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .initrd(&place(), "initrd.img")
+        .with(&["--vsock", &format!("cid={cid}")])
+        .start()?;
+    guest.wait_ready()?;
+    runtime().block_on(async {
+        let stream =
+            tokio_vsock::VsockStream::connect(tokio_vsock::VsockAddr::new(cid, AGENT_PORT)).await?;
+        check_health(AgentClient::over(stream)).await
+    })
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn the_agent_answers_over_the_userspace_vsock() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("vsock.sock");
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .initrd(&place(), "initrd.img")
+        .with(&["--vsock", &format!("cid=3,socket={}", socket.display())])
+        .start()?;
+    guest.wait_ready()?;
+    runtime()
+        .block_on(async { check_health(AgentClient::connect(&socket, AGENT_PORT).await?).await })
+}
+
+/// A sparse file of a gibibyte.
+fn gibibyte(directory: &Path) -> Result<PathBuf> {
+    let path = directory.join("disk.img");
+    std::fs::File::create(&path)?.set_len(1 << 30)?;
+    Ok(path)
+}
+
+/// Blocks of 512 bytes that a file really has.
+fn allocated(path: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.blocks())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_disk_with_4_queues_is_written_discarded_and_read_back() -> Result<()> {
+    let scratch = tempfile::tempdir_in("/var/tmp")?;
+    let disk = gibibyte(scratch.path())?;
+    let argument = format!("{},queues=4,serial=SERIAL-1", disk.display());
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--cpus", "4", "--disk", &argument])
+        .script(
+            "echo QUEUES=$(ls /sys/block/vda/mq | wc -l); echo SERIAL=$(cat /sys/block/vda/serial); \
+             echo SIZE=$(cat /sys/block/vda/size); \
+             for n in 0 1 2 3; do dd if=/dev/urandom of=/dev/vda bs=1M count=16 seek=$((n * 256)) conv=fsync 2>/dev/null & done; wait; \
+             one=$(for n in 0 1 2 3; do dd if=/dev/vda bs=1M count=16 skip=$((n * 256)) 2>/dev/null; done | md5sum); \
+             echo 3 > /proc/sys/vm/drop_caches; \
+             two=$(for n in 0 1 2 3; do dd if=/dev/vda bs=1M count=16 skip=$((n * 256)) 2>/dev/null; done | md5sum); \
+             [ -n $one ]; [ x$one = x$two ] && echo SAME=yes; \
+             blkdiscard -o 0 -l 16777216 /dev/vda; echo DISCARD=$?; echo 3 > /proc/sys/vm/drop_caches; \
+             echo ZERO=$(dd if=/dev/vda bs=1M count=16 2>/dev/null | tr -d '\\000' | wc -c)"
+                .replace('\'', "")
+                .as_str(),
+        );
+    let said = powers_off(boot)?;
+    for (key, wanted) in [
+        ("QUEUES", "4"),
+        ("SERIAL", "SERIAL-1"),
+        ("SIZE", "2097152"),
+        ("SAME", "yes"),
+        ("DISCARD", "0"),
+        ("ZERO", "0"),
+    ] {
+        ensure!(value(&said, key)? == wanted, "{key} is not {wanted}:\n{said}");
+    }
+    // Three of four pieces are left.
+    ensure!(allocated(&disk)? <= 3 * 16 * 2048 + 1024, "discarded blocks are still allocated");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn qmp_stops_and_continues_a_guest() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("qmp.sock");
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .initrd(&place(), "initrd.img")
+        .with(&["--cpus", "2", "--qmp", &format!("unix:{}", socket.display())])
+        .start()?;
+    guest.wait_ready()?;
+    let mut qmp = Qmp::connect(&socket)?;
+    for _ in 0..20 {
+        qmp.execute("stop")?;
+        qmp.wait_event("STOP")?;
+        ensure!(qmp.execute("query-status")?["status"] == "paused");
+        qmp.execute("cont")?;
+        qmp.wait_event("RESUME")?;
+        ensure!(qmp.execute("query-status")?["running"] == true);
+    }
+    ensure!(qmp.execute("query-cpus-fast")?.as_array().map(Vec::len) == Some(2));
+    qmp.execute("system_reset")?;
+    qmp.wait_event("RESET")?;
+    guest.wait_ready()?;
+    qmp.execute("quit")?;
+    let shutdown = qmp.wait_event("SHUTDOWN")?;
+    ensure!(shutdown["data"]["guest"] == false, "{shutdown}");
+    guest.wait_end()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_that_reboots_starts_again() -> Result<()> {
+    let mut guest =
+        Boot::kernel(&place(), "vmlinux").image(&place(), "pmem").script("reboot -f").start()?;
+    guest.wait_ready()?;
+    guest.wait_ready()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_panic_ends_with_status_3_and_says_so() -> Result<()> {
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .script("echo c > /proc/sysrq-trigger");
+    let (status, said) = boot.start()?.wait_end()?;
+    ensure!(status == PANICKED, "exit status {status}:\n{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_console_socket_that_nobody_reads_does_not_stop_the_guest() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("console.sock");
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--console", &format!("unix:{}", socket.display())])
+        .script("dd if=/dev/zero bs=1024 count=1024 2>/dev/null | tr x y");
+    let guest = boot.start()?;
+    let stuck = ecr_tests::guest::wait_for_socket(&socket)?;
+    let (status, said) = guest.wait_end()?;
+    drop(stuck);
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_disk_that_shrinks_gives_the_guest_an_error_and_nothing_else() -> Result<()> {
+    let scratch = tempfile::tempdir_in("/var/tmp")?;
+    let disk = gibibyte(scratch.path())?;
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--disk", &disk.display().to_string()])
+        .script(
+            "echo UP=yes; sleep 2; dd if=/dev/vda of=/dev/null bs=4096 count=1 skip=200000 2>/dev/null; \
+             echo READ=$?; echo ALIVE=yes",
+        )
+        .start()?;
+    guest.wait_for("UP=yes")?;
+    std::fs::File::options().write(true).open(&disk)?.set_len(1 << 20)?;
+    let (status, said) = guest.wait_end()?;
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    ensure!(value(&said, "READ")? != "0" && value(&said, "ALIVE")? == "yes", "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "starts the program"]
+fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let in_use = scratch.path().join("in-use.sock");
+    let _listener = UnixListener::bind(&in_use)?;
+    let busy = format!("unix:{}", in_use.display());
+    let kernel = place().guest("vmlinux").display().to_string();
+    let initrd = place().guest("initrd.img").display().to_string();
+    for (arguments, status, text) in [
+        (vec!["--kernel", "/none"], FAILED, "/none"),
+        (vec!["--kernel", initrd.as_str()], FAILED, "cpio archive"),
+        (vec!["--kernel", kernel.as_str(), "--memory", "8M"], FAILED, "more memory"),
+        (vec!["--kernel", kernel.as_str(), "--cpus", "0"], BAD_ARGUMENTS, "0"),
+        (vec!["--kernel", kernel.as_str(), "--qmp", busy.as_str()], FAILED, "in-use.sock"),
+        (vec!["--kernel", kernel.as_str(), "--image", "/tmp"], FAILED, "/tmp"),
+        (vec!["--kernel", kernel.as_str(), "--memory", "lots"], BAD_ARGUMENTS, "lots"),
+    ] {
+        let output = std::process::Command::new(place().vmm()).args(&arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{arguments:?}: {said}");
+        ensure!(output.status.code() == Some(status), "{arguments:?}: {}: {said}", output.status);
+        ensure!(said.contains(text), "{arguments:?} does not say {text:?}: {said}");
+    }
+    Ok(())
+}
