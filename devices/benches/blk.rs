@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! What a block request costs the host: from the kick to the interrupt, through an io thread, on a file
-//! in memory, so that no disk is measured.
+//! What a block request costs the host: from the kick to the interrupt, through an io thread, on a file in
+//! the page cache, so that no disk is measured.
 
 // A benchmark that cannot go on should stop.
 #![allow(clippy::unwrap_used)]
@@ -59,7 +59,7 @@ struct Machine {
 
 impl Machine {
     fn new(io: IoEngine) -> Option<Self> {
-        let image = NamedTempFile::new_in("/dev/shm").unwrap();
+        let image = NamedTempFile::new().unwrap();
         image.as_file().set_len(FILE_SIZE).unwrap();
         let file = BlockFile::open(image.path(), false, false).unwrap();
         let thread = IoThread::spawn("bench-io0", Box::new(|why| panic!("{why}"))).unwrap();
@@ -114,7 +114,7 @@ fn blk(criterion: &mut Criterion) {
         for (name, kind) in [("read", 0), ("write", OUT)] {
             for depth in [1, 64] {
                 let Some(mut machine) = Machine::new(io) else { continue };
-                // A file in memory has no pages before they are written.
+                // The file has no blocks before they are written.
                 machine.batch(OUT, depth);
                 let mut group = criterion.benchmark_group("blk");
                 group.measurement_time(Duration::from_secs(3));

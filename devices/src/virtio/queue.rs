@@ -301,7 +301,8 @@ impl DeviceQueue {
     /// [`Self::has_failed`].
     pub fn fail(&mut self, error: &dyn std::error::Error) {
         if !self.failed {
-            log::error!("queue {} waits for a reset by its driver: {error}", self.active.index);
+            // Guests can do this as often as they like, so it must not fill a log.
+            log::debug!("queue {} waits for a reset by its driver: {error}", self.active.index);
             self.failed = true;
             self.interrupt.needs_reset();
         }

@@ -155,6 +155,13 @@ impl QueueWorker {
         Ok(())
     }
 
+    fn fail(&mut self, failure: &Failure) {
+        if let Failure::Backend(error) = failure {
+            log::error!("disk {}: {error}", self.disk.file.path().display());
+        }
+        self.queue.fail(failure);
+    }
+
     fn begin(&mut self, ops: &mut EventOps<'_>) -> Result<(), Failure> {
         self.backend.start().map_err(Failure::Backend)?;
         for event in [Some(self.queue.kick()), self.backend.completion()].into_iter().flatten() {
@@ -167,8 +174,8 @@ impl QueueWorker {
 
 impl MutEventSubscriber for QueueWorker {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Err(error) = self.begin(ops) {
-            self.queue.fail(&error);
+        if let Err(failure) = self.begin(ops) {
+            self.fail(&failure);
         }
     }
 
@@ -180,20 +187,20 @@ impl MutEventSubscriber for QueueWorker {
         }
         let served =
             if self.queue.has_failed() { self.answer(&self.memory.memory()) } else { self.serve() };
-        if let Err(error) = served {
-            self.queue.fail(&error);
+        if let Err(failure) = served {
+            self.fail(&failure);
         }
     }
 }
 
 impl Worker for QueueWorker {
     fn quiesce(&mut self) {
-        // A ring that fails now fails the queue, and then the rest drains without it. A backend that
+        // A ring that is found broken now fails the queue, and the rest drains without it. A backend that
         // fails keeps the memory of what is in flight to itself.
-        if let Err(error) = self.drain() {
-            self.queue.fail(&error);
-            if let Err(error) = self.drain() {
-                log::error!("disk {}: {error}", self.disk.file.path().display());
+        for _ in 0..2 {
+            match self.drain() {
+                Ok(()) => return,
+                Err(failure) => self.fail(&failure),
             }
         }
     }
