@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::config::{
     BootConfig, ChardevConfig, ConfigError, CpuConfig, DiskConfig, DiskIo, MachineType,
     MemoryConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockBackend, VsockConfig,
+    validate,
 };
 use options::Options;
 
@@ -40,7 +41,8 @@ Keys of --disk:
 
 Sizes are a whole number and a unit: 512M, 2G. A comma within a path is written twice.
 
-Exit status: 0 the guest powered off or was told to end, 2 bad arguments, 3 the guest panicked, 4 the VM failed.";
+Exit status: 0 the guest powered off or was told to end, 2 bad arguments, or what they ask for cannot be had,
+3 the guest panicked, 4 the VM or its host failed.";
 
 /// Run a virtual machine.
 #[derive(Debug, Parser)]
@@ -222,6 +224,9 @@ pub fn parse(
     let (qmp, paused, log) = (arguments.qmp.clone(), arguments.paused, arguments.log.clone());
     let config = arguments.into_config();
     config.validate()?;
+    if let Some(qmp) = &qmp {
+        validate::check_socket("qmp", qmp)?;
+    }
     for (field, chardev) in [("console", &config.console), ("serial", &config.serial)] {
         if let (ChardevConfig::Unix { path }, Some(qmp)) = (chardev, &qmp)
             && path == qmp

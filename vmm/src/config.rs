@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-mod validate;
+pub(crate) mod validate;
 
 pub use validate::ConfigError;
 

@@ -268,8 +268,10 @@ pub enum EventKind {
     Powerdown,
     /// The VM ends.
     Shutdown(ShutdownReason),
-    /// The guest's kernel reported a panic.
+    /// The guest's kernel reported a panic; its vCPUs are stopped.
     GuestPanicked,
+    /// The guest's kernel reported a panic and goes on to write a crash dump.
+    GuestCrashLoaded,
 }
 
 /// Why a VM ended.

@@ -256,7 +256,7 @@ impl Control {
             }
             GuestRequest::Reset => self.reset(true),
             // The guest goes on to write its dump, and then resets.
-            GuestRequest::CrashLoaded => self.emit(EventKind::GuestPanicked),
+            GuestRequest::CrashLoaded => self.emit(EventKind::GuestCrashLoaded),
             GuestRequest::Panicked => {
                 self.machine.pause();
                 self.run_state = RunState::GuestPanicked;

@@ -182,6 +182,8 @@ fn mistakes_name_the_argument_the_value_and_what_would_work() {
         refused(&["--qmp", "unix:s", "--console", "unix:s"]),
         "qmp: \"s\" is also console: use a socket for each"
     );
+    let long = format!("unix:{}", "x".repeat(108));
+    assert!(refused(&["--qmp", &long]).contains("108 bytes"));
     assert!(parse(["ecr-vmm"]).unwrap_err().to_string().contains("--kernel"));
 }
 

@@ -290,7 +290,8 @@ fn check_path(field: &str, path: &Path) -> Result {
     Ok(())
 }
 
-fn check_socket(field: &str, path: &Path) -> Result {
+/// Check the path of a unix socket.
+pub(crate) fn check_socket(field: &str, path: &Path) -> Result {
     check_path(field, path)?;
     let length = path.as_os_str().len();
     if length > unix_socket::MAX_PATH {

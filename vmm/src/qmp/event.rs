@@ -28,7 +28,7 @@ const CAUSE: Type = Type::Enum(&[
 ]);
 const GUEST_AND_CAUSE: Type =
     Type::Object(&[member("guest", &Type::Bool), member("reason", &CAUSE)]);
-const PANIC: Type = Type::Object(&[member("action", &Type::Enum(&["pause"]))]);
+const PANIC: Type = Type::Object(&[member("action", &Type::Enum(&["pause", "run"]))]);
 
 /// All events there are.
 pub(super) const EVENTS: &[EventSpec] = &[
@@ -38,6 +38,7 @@ pub(super) const EVENTS: &[EventSpec] = &[
     EventSpec { name: "POWERDOWN", data: &Type::EMPTY },
     EventSpec { name: "SHUTDOWN", data: &GUEST_AND_CAUSE },
     EventSpec { name: "GUEST_PANICKED", data: &PANIC },
+    EventSpec { name: "GUEST_CRASHLOADED", data: &PANIC },
 ];
 
 /// An event as it goes over the wire. Members stand in the order in which QEMU writes them.
@@ -76,8 +77,9 @@ fn spell(kind: &EventKind) -> (&'static str, Option<Value>) {
         EventKind::Reset { guest: false } => ("RESET", cause(false, "host-qmp-system-reset")),
         EventKind::Powerdown => ("POWERDOWN", None),
         EventKind::Shutdown(reason) => ("SHUTDOWN", shutdown_cause(reason)),
-        // The vCPUs are stopped; what becomes of the VM is told by what follows.
+        // What becomes of the VM is told by what follows.
         EventKind::GuestPanicked => ("GUEST_PANICKED", Some(json!({"action": "pause"}))),
+        EventKind::GuestCrashLoaded => ("GUEST_CRASHLOADED", Some(json!({"action": "run"}))),
     }
 }
 
@@ -132,6 +134,7 @@ mod tests {
             EventKind::Shutdown(ShutdownReason::HostQuit),
             EventKind::Shutdown(ShutdownReason::Failed("x".into())),
             EventKind::GuestPanicked,
+            EventKind::GuestCrashLoaded,
         ];
         for kind in kinds {
             let (name, data) = spell(&kind);

@@ -8,8 +8,9 @@
 //! `session` keeps what one client said, `codec` cuts and writes JSON, `command` and `event` are the tables
 //! from which dispatch, `query-commands` and `query-qmp-schema` all come, `info` spells replies.
 //!
-//! Left out: out-of-band execution (the capability is not offered), strings in single quotes, and
-//! descriptors sent along with a command, which the kernel discards.
+//! Left out: out-of-band execution (the capability is not offered), strings in single quotes, the
+//! check for members given twice (the last one counts), and descriptors sent along with a command, which the
+//! kernel discards.
 
 mod codec;
 mod command;

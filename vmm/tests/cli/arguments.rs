@@ -47,7 +47,31 @@ fn a_kernel_that_is_none_is_status_2() {
 }
 
 #[test]
+fn what_cannot_be_had_is_status_2() {
+    if !guest::kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = guest::kernel(dir.path(), guest::IDLE);
+    let odd = dir.path().join("odd");
+    fs::write(&odd, [0; 1000]).unwrap();
+    let odd = odd.to_str().unwrap();
+    for (arguments, text) in [
+        (["--cpus", "100000"], "100000 CPUs were asked for"),
+        (["--disk", odd], "not a positive multiple of 512"),
+        (["--disk", "/no/such/disk"], "/no/such/disk"),
+        (["--image", odd], "not a multiple of"),
+        (["--image", "/"], "not a regular file"),
+        (["--qmp", "unix:/no/such/socket"], "/no/such/socket"),
+        (["--serial", "file:/no/such/file"], "/no/such/file"),
+        (["--vsock", "cid=3,socket=/no/such/socket"], "/no/such/socket"),
+    ] {
+        Program::vm(&kernel, &arguments).end().assert(2, text);
+    }
+}
+
+#[test]
 fn a_log_that_cannot_be_written_is_said_so() {
     let run = Program::start(["--kernel", "k", "--log", "info,file=/no/such/file"]);
-    run.end().assert(4, "open \"/no/such/file\" for the log");
+    run.end().assert(2, "open \"/no/such/file\" for the log");
 }

@@ -25,6 +25,10 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
 /// Whether there are guests at all on this machine.
 pub fn kvm() -> bool {
+    if cfg!(not(target_arch = "x86_64")) {
+        eprintln!("SKIPPED: the guests are of x86_64");
+        return false;
+    }
     let found = ecr_vmm::hypervisor::kvm::Kvm::open();
     if let Err(error) = &found {
         eprintln!("SKIPPED: {error}");

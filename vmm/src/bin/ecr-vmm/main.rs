@@ -34,21 +34,17 @@ fn main() -> ExitCode {
         Ok(invocation) => invocation,
         Err(error) => return refuse(&error),
     };
+    if let Err(error) = logger::install(&invocation.log) {
+        return conclude_with(BAD_ARGUMENTS, &error.to_string());
+    }
     match run(invocation) {
         Ok(reason) => conclude(&reason),
-        Err(error) => {
-            let of_arguments = matches!(
-                error.downcast_ref(),
-                Some(StartError::Config(_) | StartError::Boot(_) | StartError::Kernel { .. })
-            );
-            conclude_with(if of_arguments { BAD_ARGUMENTS } else { VM_FAILED }, &error.to_string())
-        }
+        Err(error) => conclude_with(status_of(&*error), &error.to_string()),
     }
 }
 
 /// Run the VM to its end. The terminal is as it was when this returns.
 fn run(mut invocation: Invocation) -> Result<ShutdownReason, Box<dyn Error>> {
-    logger::install(&invocation.log)?;
     // Before there are threads: they inherit that these signals are blocked.
     let signals = Signals::take()?;
     let hypervisor = Arc::new(Kvm::open()?);
@@ -65,6 +61,14 @@ fn run(mut invocation: Invocation) -> Result<ShutdownReason, Box<dyn Error>> {
     let vm = ecr_vmm::start(config, VmOptions { hypervisor, qmp, paused })?;
     Supervisor::new(&vm, signals, terminal)?.run()?;
     Ok(vm.wait())
+}
+
+/// What was asked for and cannot be had is the arguments' fault, everything else is the host's.
+fn status_of(error: &(dyn Error + 'static)) -> u8 {
+    match error.downcast_ref() {
+        None | Some(StartError::Hypervisor(_) | StartError::Host { .. }) => VM_FAILED,
+        Some(_) => BAD_ARGUMENTS,
+    }
 }
 
 /// Let the guest's input come through `terminal`, which watches for its escape key.
