@@ -341,9 +341,9 @@ fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
     let kernel = place().guest("vmlinux").display().to_string();
     let initrd = place().guest("initrd.img").display().to_string();
     for (arguments, status, text) in [
-        (vec!["--kernel", "/none"], FAILED, "/none"),
-        (vec!["--kernel", initrd.as_str()], FAILED, "cpio archive"),
-        (vec!["--kernel", kernel.as_str(), "--memory", "8M"], FAILED, "more memory"),
+        (vec!["--kernel", "/none"], BAD_ARGUMENTS, "/none"),
+        (vec!["--kernel", initrd.as_str()], BAD_ARGUMENTS, "cpio archive"),
+        (vec!["--kernel", kernel.as_str(), "--memory", "8M"], BAD_ARGUMENTS, "more memory"),
         (vec!["--kernel", kernel.as_str(), "--cpus", "0"], BAD_ARGUMENTS, "0"),
         (vec!["--kernel", kernel.as_str(), "--qmp", busy.as_str()], FAILED, "in-use.sock"),
         (vec!["--kernel", kernel.as_str(), "--image", "/tmp"], FAILED, "/tmp"),
