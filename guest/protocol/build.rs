@@ -25,21 +25,23 @@ fn main() -> io::Result<()> {
         .run()?;
 
     // The generated files begin with inner attributes, which `include!` refuses: each has to be a module of its own.
-    let modules: String = FILES
-        .iter()
-        .map(|name| module(&out, name, &format!("Messages of `{name}.proto`.")))
-        .chain(SERVICES.iter().map(|name| {
-            module(&out, &format!("{name}_ttrpc"), &format!("Service of `{name}.proto`."))
-        }))
-        .collect();
+    let modules: String =
+        FILES
+            .iter()
+            .map(|name| module(name, &format!("Messages of `{name}.proto`.")))
+            .chain(SERVICES.iter().map(|name| {
+                module(&format!("{name}_ttrpc"), &format!("Service of `{name}.proto`."))
+            }))
+            .collect();
     fs::write(Path::new(&out).join("modules.rs"), modules)
 }
 
-fn module(out: &str, name: &str, doc: &str) -> String {
-    let file = Path::new(out).join(format!("{name}.rs"));
+/// A module whose file lies beside the list: without an absolute path in it, the same code is built in any directory.
+fn module(name: &str, doc: &str) -> String {
     // The generator gives its clients no Debug, and takes services by value that it only clones.
     format!(
-        "#[doc = {doc:?}]\n#[allow(missing_debug_implementations, clippy::needless_pass_by_value)]\n\
-         #[path = {file:?}]\npub mod {name};\n"
+        "#[doc = {doc:?}]\n\
+         #[allow(missing_debug_implementations, clippy::needless_pass_by_value)]\n\
+         pub mod {name};\n"
     )
 }

@@ -57,6 +57,7 @@ fn run_as_init() -> Result<()> {
     {
         root::switch(root)?; // Returns only with an error.
     }
+    set_host_name();
     loopback::bring_up()?;
     let stop = runtime()?.block_on(serve_guest(&options))?;
     power::shut_down(stop)
@@ -69,6 +70,15 @@ fn run_as_service() -> Result<()> {
         let _server = start_server(&options).await?;
         power::termination().await.map(drop)
     })
+}
+
+/// The name in the image, if it has one. The runtime names the sandbox later.
+fn set_host_name() {
+    if let Ok(name) = std::fs::read_to_string("/etc/hostname")
+        && let Err(error) = nix::unistd::sethostname(name.trim())
+    {
+        log::warn!("set the host name to {:?}: {error}", name.trim());
+    }
 }
 
 /// One thread is enough: the agent waits far more than it works, and threads cost the guest memory and boot time.

@@ -136,7 +136,7 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn();
         let Ok(mut cpio) = cpio else {
-            eprintln!("skipped: no cpio program");
+            eprintln!("SKIPPED: no cpio program");
             return;
         };
         cpio.stdin.take().unwrap().write_all(&bytes).unwrap();

@@ -167,7 +167,7 @@ mod tests {
             image
         };
         if run(&mut tool("mke2fs")).is_err() {
-            eprintln!("skipped: no e2fsprogs");
+            eprintln!("SKIPPED: no e2fsprogs");
             return;
         }
         let first = build("first");
@@ -203,7 +203,7 @@ mod tests {
             }],
         };
         if run(&mut tool("mke2fs")).is_err() {
-            eprintln!("skipped: no e2fsprogs");
+            eprintln!("SKIPPED: no e2fsprogs");
             return;
         }
         assert!(write(&manifest, &image, disk::PARTITION, size).is_err());
