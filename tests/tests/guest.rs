@@ -23,7 +23,6 @@ use ttrpc::context;
 const POWERED_OFF: i32 = 0;
 const BAD_ARGUMENTS: i32 = 2;
 const PANICKED: i32 = 3;
-const FAILED: i32 = 4;
 
 fn place() -> Place {
     Place::from_environment().unwrap()
@@ -345,8 +344,8 @@ fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
         (vec!["--kernel", initrd.as_str()], BAD_ARGUMENTS, "cpio archive"),
         (vec!["--kernel", kernel.as_str(), "--memory", "8M"], BAD_ARGUMENTS, "more memory"),
         (vec!["--kernel", kernel.as_str(), "--cpus", "0"], BAD_ARGUMENTS, "0"),
-        (vec!["--kernel", kernel.as_str(), "--qmp", busy.as_str()], FAILED, "in-use.sock"),
-        (vec!["--kernel", kernel.as_str(), "--image", "/tmp"], FAILED, "/tmp"),
+        (vec!["--kernel", kernel.as_str(), "--qmp", busy.as_str()], BAD_ARGUMENTS, "in-use.sock"),
+        (vec!["--kernel", kernel.as_str(), "--image", "/tmp"], BAD_ARGUMENTS, "/tmp"),
         (vec!["--kernel", kernel.as_str(), "--memory", "lots"], BAD_ARGUMENTS, "lots"),
     ] {
         let output = std::process::Command::new(place().vmm()).args(&arguments).output()?;

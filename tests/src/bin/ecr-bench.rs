@@ -103,7 +103,8 @@ impl Contest {
             Vmm::Ecr => {
                 let mut command = Command::new(self.place.vmm());
                 command.args(["--kernel", &kernel, "--cmdline", &cmdline, "--cpus", &cpus]);
-                command.args(["--memory", &memory.to_string(), "--rng", "--serial", "off"]);
+                let memory = format!("{}M", memory / MIB);
+                command.args(["--memory", &memory, "--rng", "--serial", "off"]);
                 if case.image {
                     command.args(["--image", &path("rootfs.img")]);
                 } else {
