@@ -113,7 +113,7 @@ impl Host for Emulated {
                 match booted.receive(deadline)? {
                     FromInit::Output(stream, bytes) => output(stream, &bytes),
                     FromInit::Ended(ending) => return Ok(ending),
-                    other => return unexpected(other),
+                    other => return unexpected(&other),
                 }
             }
         })
@@ -163,7 +163,7 @@ impl Booted {
         let mut booted = Self::start(options, &image, given, &scratch)?;
         let ready = match booted.receive(Some(started + BOOT_LIMIT)) {
             Ok(FromInit::Ready(report)) => report,
-            Ok(other) => return unexpected(other),
+            Ok(other) => return unexpected(&other),
             Err(error) => return Err(lost(&error, &booted.qemu.end())),
         };
         eprintln!(
@@ -244,7 +244,7 @@ impl Booted {
                         io::stdout().flush()?;
                     }
                     FromInit::Ended(ending) => return Ok(ending),
-                    other => return unexpected(other),
+                    other => return unexpected(&other),
                 }
             }
         }
@@ -263,7 +263,7 @@ impl Booted {
                         .write_all(&bytes)?;
                 }
                 FromInit::Collected => return Ok(()),
-                other => return unexpected(other),
+                other => return unexpected(&other),
             }
         }
     }
@@ -282,7 +282,7 @@ fn create(to: &Path, head: &FileHead) -> Result<File> {
     Ok(file)
 }
 
-fn unexpected<T>(message: FromInit) -> Result<T> {
+fn unexpected<T>(message: &FromInit) -> Result<T> {
     let error = io::Error::new(io::ErrorKind::InvalidData, format!("unexpected {message:?}"));
     Err(error.into())
 }

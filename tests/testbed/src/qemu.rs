@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -179,5 +179,5 @@ fn read_console(pipe: impl Read, console: &Mutex<VecDeque<String>>, show: bool) 
 #[must_use]
 pub fn is_installed(arch: Arch) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).map(PathBuf::from).any(|dir| dir.join(arch.emulator().0).is_file())
+    std::env::split_paths(&path).any(|dir| dir.join(arch.emulator().0).is_file())
 }
