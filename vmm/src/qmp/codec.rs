@@ -157,6 +157,7 @@ impl Decoder {
                 self.state = State::Word;
                 None
             }
+            // No value begins like this: the parser says what is wrong.
             _ => Some(Cut::Value),
         }
     }

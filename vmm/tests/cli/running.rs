@@ -24,6 +24,14 @@ fn power_off_is_status_0() {
 }
 
 #[test]
+fn the_last_that_a_guest_says_is_heard() {
+    let serial = ["--serial", "stdio"];
+    let Some(ended) = run(guest::SAY_AND_POWER_OFF, &serial) else { return };
+    ended.assert(0, "the guest has powered off");
+    assert_eq!(ended.stdout.len(), guest::SAID);
+}
+
+#[test]
 fn a_panic_is_status_3() {
     let Some(ended) = run(guest::PANIC, &[]) else { return };
     ended.assert(3, "panicked");
