@@ -25,7 +25,6 @@ mod header {
     pub(super) const CMD_LINE_PTR: usize = 0x228;
     pub(super) const INITRD_ADDR_MAX: usize = 0x22C;
     pub(super) const KERNEL_ALIGNMENT: usize = 0x230;
-    pub(super) const RELOCATABLE: usize = 0x234;
     pub(super) const XLOADFLAGS: usize = 0x236;
     pub(super) const CMDLINE_SIZE: usize = 0x238;
     pub(super) const PREF_ADDRESS: usize = 0x258;
@@ -110,29 +109,22 @@ fn check(head: &[u8; header::END]) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Where the kernel is loaded and where the memory that it works in ends.
+/// Where the kernel is loaded and where the memory that it works in ends. Even a relocatable kernel moves
+/// itself up to the address that it prefers, so there is no use in loading it below.
 fn place_kernel(
     request: &BootRequest<'_>,
     head: &[u8; header::END],
     body: u64,
 ) -> Result<(u64, u64), BootError> {
-    let needed = body.max(le32(head, header::INIT_SIZE).into());
-    let ram_end = request.low_ram.end();
-    let fits = |base: u64| base.checked_add(needed).filter(|&end| end <= ram_end);
     let preferred = le64(head, header::PREF_ADDRESS).max(place::HIGH_MEMORY);
     let align = u64::from(le32(head, header::KERNEL_ALIGNMENT)).max(1);
-    let lowest = place::HIGH_MEMORY.next_multiple_of(align);
-    let relocatable = head[header::RELOCATABLE] != 0;
-    [Some(preferred), relocatable.then_some(lowest)]
-        .into_iter()
-        .flatten()
-        .find_map(|base| fits(base).map(|end| (base, end)))
-        .ok_or(BootError::TooLarge {
-            what: "the kernel",
-            base: if relocatable { lowest } else { preferred },
-            end: (if relocatable { lowest } else { preferred }).saturating_add(needed),
-            ram_end,
-        })
+    let base = preferred.checked_next_multiple_of(align).unwrap_or(u64::MAX);
+    let end = base.saturating_add(body.max(le32(head, header::INIT_SIZE).into()));
+    let ram_end = request.low_ram.end();
+    if end > ram_end {
+        return Err(BootError::TooLarge { what: "the kernel", base, end, ram_end });
+    }
+    Ok((base, end))
 }
 
 fn boot_params(request: &BootRequest<'_>, head: &[u8; header::END]) -> Vec<u8> {

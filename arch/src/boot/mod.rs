@@ -141,6 +141,9 @@ pub enum BootError {
         /// Where RAM ends.
         ram_end: u64,
     },
+    /// The initrd has no bytes.
+    #[error("the initrd is empty: give a cpio archive, or none")]
+    EmptyInitrd,
     /// The initrd does not fit between the kernel and the end of memory.
     #[error(
         "the initrd of {size} bytes does not fit between the kernel's end at {floor:#x} and {ceiling:#x}: give the guest \
@@ -254,6 +257,9 @@ fn initrd(
     ceiling: u64,
 ) -> Result<Option<(Load, u64)>, BootError> {
     let Some(size) = request.initrd_size else { return Ok(None) };
+    if size == 0 {
+        return Err(BootError::EmptyInitrd);
+    }
     let ceiling = ceiling.min(request.low_ram.end());
     match ceiling.checked_sub(size).map(|base| base & !(PAGE - 1)) {
         Some(base) if base >= floor => {

@@ -5,8 +5,8 @@
 //! ELF-64 Object File Format.
 
 use super::{
-    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, PAGE, cmdline, initrd, le16,
-    le32, le64, place, read,
+    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, PAGE, Source, cmdline, initrd,
+    le16, le32, le64, place, read,
 };
 use crate::x86::regs::{self, BootRegs};
 
@@ -67,8 +67,10 @@ pub(super) fn plan(request: &BootRequest<'_>) -> Result<BootPlan, BootError> {
     let entry = entry.ok_or_else(|| {
         BootError::NotAKernel("the ELF file has no PVH entry note (Linux: CONFIG_PVH)".into())
     })?;
-    if loads.is_empty() {
-        return Err(BootError::NotAKernel("the ELF file has nothing to load".into()));
+    if !loads.iter().any(|load| contains(load, entry)) {
+        return Err(BootError::NotAKernel(format!(
+            "its PVH entry point {entry:#x} lies outside of what it loads"
+        )));
     }
     loads.push(cmdline(request, CMDLINE_MAX)?);
     let module = initrd(request, end.next_multiple_of(PAGE), request.low_ram.end())?;
@@ -79,6 +81,14 @@ pub(super) fn plan(request: &BootRequest<'_>) -> Result<BootPlan, BootError> {
     let regs =
         BootRegs { rip: entry, rbx: place::START_INFO, ..BootRegs::protected_mode(place::GDT) };
     Ok(BootPlan { loads, regs })
+}
+
+/// Whether a segment covers `address` with bytes of the file.
+fn contains(load: &Load, address: u64) -> bool {
+    match load.source {
+        Source::File { size, .. } => (load.address..load.address + size).contains(&address),
+        Source::Bytes(_) => false,
+    }
 }
 
 fn program_headers(

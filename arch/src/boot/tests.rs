@@ -43,7 +43,6 @@ fn bzimage(body: usize) -> Bytes {
     put(&mut image, 0x206, &0x020Fu16.to_le_bytes());
     put(&mut image, 0x22C, &0x7FFF_FFFFu32.to_le_bytes());
     put(&mut image, 0x230, &(2 * MIB as u32).to_le_bytes());
-    image[0x234] = 1;
     put(&mut image, 0x236, &1u16.to_le_bytes());
     put(&mut image, 0x238, &2047u32.to_le_bytes());
     put(&mut image, 0x258, &(16 * MIB).to_le_bytes());
@@ -115,12 +114,16 @@ fn a_bzimage_starts_at_its_64_bit_entry_with_its_parameters() {
 }
 
 #[test]
-fn a_bzimage_moves_down_in_small_memory() {
+fn a_bzimage_needs_the_memory_that_it_unpacks_itself_into() {
     let kernel = bzimage(MIB as usize);
-    let small = BootRequest { low_ram: Range::new(0, 16 * MIB), ..request(&kernel) };
-    assert_eq!(file_load(&plan(&small).unwrap(), BootFile::Kernel).0, 2 * MIB);
-    let tiny = BootRequest { low_ram: Range::new(0, 4 * MIB), ..request(&kernel) };
-    assert!(matches!(plan(&tiny), Err(BootError::TooLarge { what: "the kernel", .. })));
+    let enough = BootRequest { low_ram: Range::new(0, 24 * MIB), ..request(&kernel) };
+    assert_eq!(file_load(&plan(&enough).unwrap(), BootFile::Kernel).0, 16 * MIB);
+    // It would fit at 2 MiB, but would move itself to 16 MiB.
+    let small = BootRequest { low_ram: Range::new(0, 24 * MIB - 1), ..request(&kernel) };
+    assert!(matches!(
+        plan(&small),
+        Err(BootError::TooLarge { what: "the kernel", base: 0x100_0000, end: 0x180_0000, .. })
+    ));
 }
 
 #[test]
@@ -144,6 +147,8 @@ const START_MAGIC: u32 = 0x336E_C578;
 fn what_is_no_kernel_is_refused_with_a_reason() {
     let mut no_note = elf(4096);
     no_note.0[0x108] = 17;
+    let mut astray = elf(4096);
+    put(&mut astray.0, 0x110, &0x0200_0000u32.to_le_bytes());
     let mut arm = vec![0; 4096];
     put(&mut arm, 56, b"ARMd");
     let mut old = bzimage(4096);
@@ -155,6 +160,7 @@ fn what_is_no_kernel_is_refused_with_a_reason() {
         (Bytes(b"070701".to_vec()), "--initrd"),
         (Bytes(arm), "aarch64"),
         (no_note, "CONFIG_PVH"),
+        (astray, "outside"),
         (old, "64-bit entry"),
         (Bytes(bzimage(0).0), "truncated"),
         (Bytes(bzimage(0).0[..0x230].to_vec()), "truncated"),
@@ -163,6 +169,14 @@ fn what_is_no_kernel_is_refused_with_a_reason() {
     ] {
         let error = plan(&request(&kernel)).unwrap_err().to_string();
         assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+    }
+}
+
+#[test]
+fn an_empty_initrd_is_refused() {
+    for kernel in [bzimage(MIB as usize), elf(MIB as usize)] {
+        let empty = BootRequest { initrd_size: Some(0), ..request(&kernel) };
+        assert!(matches!(plan(&empty), Err(BootError::EmptyInitrd)));
     }
 }
 
