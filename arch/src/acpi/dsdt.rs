@@ -2,7 +2,7 @@
 // Copyright The ecr Authors
 
 //! DSDT: what cannot be found by probing (ACPI 6.5, chapters 6 and 19; PCI Firmware Specification 3.3,
-//! section 4). Methods for hotplug are not here yet, so there is no `_OSC`: native PCIe services stay off.
+//! section 4). Left out: methods for hotplug, and with them `_OSC`, so that native PCIe services stay off.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,

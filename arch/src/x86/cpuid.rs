@@ -44,14 +44,19 @@ mod leaf {
     pub(super) const TOPOLOGY_V2: u32 = 0x1F;
     pub(super) const KVM: u32 = 0x4000_0000;
     pub(super) const FREQUENCIES: u32 = 0x4000_0010;
+    pub(super) const AMD_FEATURES: u32 = 0x8000_0001;
     pub(super) const AMD_SIZES: u32 = 0x8000_0008;
     pub(super) const AMD_CACHES: u32 = 0x8000_001D;
     pub(super) const AMD_TOPOLOGY: u32 = 0x8000_001E;
+    pub(super) const AMD_PERFMON: u32 = 0x8000_0022;
 }
 
+const ECX1_PDCM: u32 = 1 << 15;
 const ECX1_TSC_DEADLINE: u32 = 1 << 24;
 const ECX1_HYPERVISOR: u32 = 1 << 31;
 const EDX1_HTT: u32 = 1 << 28;
+/// Extended performance counters: of the core, the northbridge and the last-level cache.
+const AMD_ECX_PERFCTR: u32 = 1 << 23 | 1 << 24 | 1 << 28;
 /// Levels of leaf 0xB.
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
@@ -93,7 +98,7 @@ fn adapt(entry: &mut CpuidEntry, topology: Topology, tsc_khz: Option<u32>) {
     match entry.function {
         leaf::FEATURES => {
             entry.ebx = (entry.ebx & 0xFFFF) | cores.min(255) << 16 | (apic_id & 0xFF) << 24;
-            entry.ecx |= ECX1_TSC_DEADLINE | ECX1_HYPERVISOR;
+            entry.ecx = (entry.ecx & !ECX1_PDCM) | ECX1_TSC_DEADLINE | ECX1_HYPERVISOR;
             entry.edx = if cores > 1 { entry.edx | EDX1_HTT } else { entry.edx & !EDX1_HTT };
         }
         // Bits 31:26 cores in the package, 25:14 threads that share the cache: only the last level is shared.
@@ -101,7 +106,8 @@ fn adapt(entry: &mut CpuidEntry, topology: Topology, tsc_khz: Option<u32>) {
             let sharing = if (entry.eax >> 5) & 7 >= 3 { others.min(0xFFF) } else { 0 };
             entry.eax = (entry.eax & 0x3FFF) | sharing << 14 | others.min(0x3F) << 26;
         }
-        leaf::PERFMON => {
+        leaf::AMD_FEATURES => entry.ecx &= !AMD_ECX_PERFCTR,
+        leaf::PERFMON | leaf::AMD_PERFMON => {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
         }
         leaf::KVM if tsc_khz.is_some() => entry.eax = entry.eax.max(leaf::FREQUENCIES),
@@ -149,14 +155,16 @@ mod tests {
         let entry = |function, eax| CpuidEntry { function, eax, ..CpuidEntry::default() };
         vec![
             entry(0, 0x1F),
-            CpuidEntry { ebx: 0x0304_0800, edx: EDX1_HTT, ..entry(1, 0) },
+            CpuidEntry { ebx: 0x0304_0800, ecx: ECX1_PDCM | 1, edx: EDX1_HTT, ..entry(1, 0) },
             CpuidEntry { indexed: true, ..entry(4, 0x7C00_4121) },
             CpuidEntry { index: 3, indexed: true, ..entry(4, 0x7C07_C163) },
             entry(0xA, 0x0730_0404),
             CpuidEntry { indexed: true, edx: 77, ..entry(0xB, 1) },
             CpuidEntry { ebx: 0x4b4d_564b, ..entry(0x4000_0000, 0x4000_0001) },
+            CpuidEntry { ecx: AMD_ECX_PERFCTR | 2, ..entry(0x8000_0001, 0) },
             CpuidEntry { ecx: 0x7007, ..entry(0x8000_0008, 0x3030) },
             entry(0x8000_001E, 9),
+            CpuidEntry { ebx: 6, ..entry(0x8000_0022, 1) },
         ]
     }
 
@@ -204,5 +212,9 @@ mod tests {
     fn performance_counters_are_hidden() {
         let entries = for_vcpu(&host(), Topology { apic_id: 0, cores: 1 }, None);
         assert_eq!(find(&entries, 0xA, 0).eax, 0);
+        assert_eq!(find(&entries, 1, 0).ecx, ECX1_TSC_DEADLINE | ECX1_HYPERVISOR | 1);
+        assert_eq!(find(&entries, 0x8000_0001, 0).ecx, 2);
+        let amd = find(&entries, 0x8000_0022, 0);
+        assert_eq!((amd.eax, amd.ebx), (0, 0));
     }
 }
