@@ -34,7 +34,7 @@ const WORDS: &[(&[&str], &[&str])] = &[
     (&["kvm_ioctls", "kvm_bindings", "KVM_"], &["vmm/src/hypervisor/kvm/", "vmm/tests/", "tests/"]),
     (
         &["qmp_capabilities", "CommandNotFound", "GenericError", "\"query-"],
-        &["vmm/src/qmp/", "vmm/tests/"],
+        &["vmm/src/qmp/", "vmm/tests/", "tests/"],
     ),
     (&["katacontainers", "kataShared"], &["shim/"]),
 ];

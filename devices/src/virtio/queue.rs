@@ -308,7 +308,7 @@ impl DeviceQueue {
         }
     }
 
-    /// Hand available chains to `take`, until there are no more or [`BATCH`] were taken; the kick is
+    /// Hand available chains to `take`, until there are no more or `BATCH` were taken; the kick is
     /// then signalled again. What `take` returns is the number of bytes it wrote, if it is done with
     /// the chain, which is then used; else [`Self::add_used`] has to follow. The driver hears of
     /// nothing before [`Self::notify`].

@@ -3,7 +3,7 @@
 
 //! Entropy device, VIRTIO 1.2 section 5.4: one queue of buffers to fill with random bytes.
 //!
-//! A request gets at most [`MAX_BYTES`], whatever the size of its buffers, so that a guest cannot hold
+//! A request gets at most `MAX_BYTES`, whatever the size of its buffers, so that a guest cannot hold
 //! the thread; the specification asks for one byte at least. Left out: entropy leak detection.
 
 use std::fs::File;

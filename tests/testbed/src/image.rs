@@ -7,7 +7,7 @@
 //! needs no emulation, and `mke2fs -d` makes the disk, so nothing is mounted. What packages' own scripts would have
 //! done and the host needs is done here: users, module dependencies.
 //!
-//! The result is cached by its recipe: suite, architecture, packages and [`BUILDER`].
+//! The result is cached by its recipe: suite, architecture, packages and `BUILDER`.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 
 //! Pid 1 of the emulated host, started from the initramfs.
 //!
-//! It brings the host up ([`boot`]), starts a second process that serves the control channel ([`serve`]), reaps
+//! It brings the host up (`boot`), starts a second process that serves the control channel (`serve`), reaps
 //! what falls to it, and powers the host off when the server ends. A failure ends pid 1, which the kernel answers
 //! with a panic, and `ecr-testbed` sees that at once.
 
