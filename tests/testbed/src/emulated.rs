@@ -159,8 +159,8 @@ impl Booted {
         let image = Image::get(options.arch)?;
         let scratch = tempfile::Builder::new().prefix("ecr-testbed-").tempdir()?;
         let _cleanup = Guard::new(Undo::Directory(scratch.path().to_owned()));
-        let started = Instant::now();
         let mut booted = Self::start(options, &image, given, &scratch)?;
+        let started = Instant::now();
         let ready = match booted.receive(Some(started + BOOT_LIMIT)) {
             Ok(FromInit::Ready(report)) => report,
             Ok(other) => return unexpected(&other),

@@ -25,6 +25,8 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt::{Guard, Undo};
+
 /// How long the output of a command is still read once the command itself is gone.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -179,6 +181,8 @@ struct Running {
     outputs: Vec<(Stream, File)>,
     terminal: Option<File>,
     group: Option<Cgroup>,
+    /// Kills the process group that the command leads, also when we are interrupted.
+    session: Option<Guard>,
     reaped: bool,
 }
 
@@ -204,6 +208,7 @@ impl Running {
         drop(command); // It holds our copy of the terminal's other end.
 
         let pid = Pid::from_child(&child);
+        let session = Some(Guard::new(Undo::Group(pid)));
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         let stdout = child.stdout.take().map(|o| (Stream::Stdout, OwnedFd::from(o)));
         let stderr = child.stderr.take().map(|o| (Stream::Stderr, OwnedFd::from(o)));
@@ -213,7 +218,7 @@ impl Running {
             outputs.push((Stream::Stdout, master.try_clone()?));
         }
         let terminal = terminal.map(|Terminal(master)| master);
-        Ok(Self { child, pidfd, outputs, terminal, group, reaped: false })
+        Ok(Self { child, pidfd, outputs, terminal, group, session, reaped: false })
     }
 
     /// Waits until the command wrote, ended, or has an order, or for as long as `limit`.
@@ -268,7 +273,7 @@ impl Running {
         if let Some(group) = &self.group {
             group.kill()?;
         }
-        let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        drop(self.session.take());
         let status = self.child.wait()?;
         self.reaped = true;
         Ok(status)

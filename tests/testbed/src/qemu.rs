@@ -174,10 +174,3 @@ fn read_console(pipe: impl Read, console: &Mutex<VecDeque<String>>, show: bool) 
         lines.push_back(text);
     }
 }
-
-/// Whether QEMU for `arch` is on this machine's `PATH`.
-#[must_use]
-pub fn is_installed(arch: Arch) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(arch.emulator().0).is_file())
-}

@@ -92,11 +92,7 @@ pub fn run(plan: &Plan, host: &mut dyn Host, report: &mut dyn Write) -> Result<S
         match &outcome {
             Outcome::Passed => writeln!(report, "ok ({seconds:.1} s)")?,
             Outcome::Skipped(why) => writeln!(report, "skipped ({why})")?,
-            Outcome::Failed(why, output) => {
-                writeln!(report, "FAILED ({seconds:.1} s): {why}")?;
-                print_output(name, output, report)?;
-            }
-            Outcome::Lost(why, output) => {
+            Outcome::Failed(why, output) | Outcome::Lost(why, output) => {
                 writeln!(report, "FAILED ({seconds:.1} s): {why}")?;
                 print_output(name, output, report)?;
             }
@@ -263,6 +259,61 @@ mod tests {
         assert_eq!(summary.unwrap(), Summary { passed: 1, ..Summary::default() });
         let (summary, _) = run_script(TESTS, |plan| plan.filter = "nothing".into());
         assert!(summary.unwrap_err().to_string().contains("`nothing`"));
+    }
+
+    /// Lists three tests and dies of those whose names say so.
+    struct Mortal {
+        runs: u32,
+    }
+
+    impl Host for Mortal {
+        fn run(&mut self, spec: &CommandSpec, output: crate::host::Output<'_>) -> Result<Ending> {
+            let arguments = spec.argv.join(" ");
+            if arguments.ends_with("terse") {
+                output(
+                    crate::exec::Stream::Stdout,
+                    b"deadly1: test\nfine: test\ndeadly2: test\ndeadly3: test\nlast: test\n",
+                );
+            } else if !arguments.ends_with("--ignored") {
+                self.runs += 1;
+            }
+            ensure!(!arguments.contains("deadly"), "the host died of it");
+            Ok(Ending::Exited(0))
+        }
+
+        fn run_on_terminal(&mut self, _: &CommandSpec) -> Result<Ending> {
+            bail!("no terminal")
+        }
+
+        fn path_of(&self, file: &crate::files::GivenFile) -> String {
+            file.name.clone()
+        }
+
+        fn collect(&mut self, _: &std::path::Path) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_next_test_runs_after_a_lost_host_but_not_for_ever() {
+        let plan = Plan {
+            binary: "tests".into(),
+            filter: String::new(),
+            ignored: false,
+            time_limit: Duration::from_secs(1),
+            show_output: false,
+        };
+        let mut host = Mortal { runs: 0 };
+        let mut report = Vec::new();
+        let error = run(&plan, &mut host, &mut report).unwrap_err();
+        let report = String::from_utf8(report).unwrap();
+        assert!(error.to_string().contains("2 times in a row"), "{error}");
+        assert!(
+            report.contains("test deadly1 ... FAILED") && report.contains("the host died of it"),
+            "{report}"
+        );
+        assert!(report.ends_with("\n1 passed, 3 failed, 0 skipped\n"), "{report}");
+        assert_eq!(host.runs, 4, "{report}");
     }
 
     #[test]
