@@ -8,6 +8,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -238,6 +239,62 @@ fn a_disk_with_4_queues_is_written_discarded_and_read_back() -> Result<()> {
     }
     // Three of four pieces are left.
     ensure!(allocated(&disk)? <= 3 * 16 * 2048 + 1024, "discarded blocks are still allocated");
+    Ok(())
+}
+
+/// A block device over a file, as long as it lives.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(file: &Path, sector: u32) -> Result<Self> {
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &sector.to_string()])
+            .arg(file)
+            .output()
+            .context("losetup")?;
+        let problem = String::from_utf8_lossy(&made.stderr);
+        ensure!(made.status.success(), "losetup {}: {problem}", file.display());
+        Ok(Self(String::from_utf8(made.stdout)?.trim().to_owned()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let gone = Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(gone.is_ok_and(|status| status.success()), "{} stays behind", self.0);
+    }
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_block_device_of_4_kib_sectors_is_written_past_the_page_cache() -> Result<()> {
+    if !Path::new("/dev/loop-control").exists() {
+        println!("SKIPPED: this host has no /dev/loop-control");
+        std::process::exit(77);
+    }
+    let scratch = tempfile::tempdir_in("/var/tmp")?;
+    let file = gibibyte(scratch.path())?;
+    let device = LoopDevice::new(&file, 4096)?;
+    for io in ["uring", "sync"] {
+        let argument = format!("{},direct,io={io}", device.0);
+        let boot = Boot::kernel(&place(), "vmlinux")
+            .image(&place(), "pmem")
+            .with(&["--disk", &argument])
+            .script(
+                "echo SECTOR=$(cat /sys/block/vda/queue/logical_block_size); \
+                 dd if=/dev/urandom of=/dev/vda bs=1M count=8 conv=fsync 2>/dev/null; \
+                 one=$(dd if=/dev/vda bs=1M count=8 2>/dev/null | md5sum | cut -c1-32); \
+                 echo 3 > /proc/sys/vm/drop_caches; \
+                 two=$(dd if=/dev/vda bs=1M count=8 2>/dev/null | md5sum | cut -c1-32); \
+                 [ $one = $two ] && echo SAME=yes; \
+                 blkdiscard -o 0 -l 8388608 /dev/vda; echo DISCARD=$?",
+            );
+        let said = powers_off(boot)?;
+        for (key, wanted) in [("SECTOR", "4096"), ("SAME", "yes"), ("DISCARD", "0")] {
+            ensure!(value(&said, key)? == wanted, "{io}: {key} is not {wanted}:\n{said}");
+        }
+        ensure!(allocated(&file)? <= 1024, "{io}: discarded blocks are still allocated");
+    }
     Ok(())
 }
 
