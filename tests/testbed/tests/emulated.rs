@@ -12,8 +12,8 @@ use ecr_testbed::exec::{CommandSpec, Ending, Stream};
 use ecr_testbed::files::GivenFile;
 use ecr_testbed::host::Host;
 
-fn host(given: &[GivenFile]) -> Emulated {
-    let options = Options { arch: Arch::X86_64, memory_mib: 2048, cpus: 2, show_console: false };
+fn host(arch: Arch, given: &[GivenFile]) -> Emulated {
+    let options = Options { arch, memory_mib: 2048, cpus: 2, show_console: false };
     Emulated::new(options, given, &[("GIVEN".into(), "by the caller".into())])
 }
 
@@ -38,7 +38,7 @@ fn commands_find_kvm_and_their_files_and_leave_nothing_behind() {
     let work = tempfile::tempdir().unwrap();
     std::fs::write(work.path().join("file"), "content").unwrap();
     let given = GivenFile::new("tree", work.path()).unwrap();
-    let mut host = host(&[given]);
+    let mut host = host(Arch::X86_64, &[given]);
 
     let script = "test -c /dev/kvm && test -c /dev/vhost-vsock && test -c /dev/vhost-net && cat $ECR_FILES/tree/file";
     assert_eq!(run(&mut host, script, 60).unwrap(), (Ending::Exited(0), "content".into()));
@@ -62,11 +62,38 @@ fn commands_find_kvm_and_their_files_and_leave_nothing_behind() {
 #[test]
 #[ignore = "boots the emulated host"]
 fn a_host_that_panics_is_noticed_at_once_and_booted_again() {
-    let mut host = host(&[]);
+    let mut host = host(Arch::X86_64, &[]);
     assert_eq!(run(&mut host, "true", 60).unwrap().0, Ending::Exited(0));
     let started = Instant::now();
     let error = run(&mut host, "echo c > /proc/sysrq-trigger; sleep 600", 600).unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(120), "noticed only by a time limit");
     assert!(error.to_string().contains("sysrq triggered crash"), "{error}");
     assert_eq!(run(&mut host, "true", 60).unwrap().0, Ending::Exited(0));
+}
+
+/// With Debian's QEMU as the VMM and the host's own kernel as the guest's: where that works, a failure of ours is
+/// ours. A kernel without a root file system says so and panics, after all of its drivers have started.
+fn kvm_runs_a_stock_kernel(arch: Arch, machine: &str) {
+    let mut host = host(arch, &[]);
+    let script = format!(
+        "timeout 120 {} -machine {machine},accel=kvm -cpu host -m 512 -nodefaults -no-user-config \
+         -display none -no-reboot -serial stdio -kernel /boot/vmlinuz-* -append 'console={} quiet panic=-1'",
+        arch.emulator().0,
+        arch.console()
+    );
+    let (ending, said) = run(&mut host, &script, 150).unwrap();
+    assert_eq!(ending, Ending::Exited(0), "{said}");
+    assert!(said.contains("Unable to mount root fs"), "{said}");
+}
+
+#[test]
+#[ignore = "boots the emulated host"]
+fn kvm_runs_a_stock_kernel_on_x86_64() {
+    kvm_runs_a_stock_kernel(Arch::X86_64, "q35");
+}
+
+#[test]
+#[ignore = "boots the emulated host, whose image takes a minute to build"]
+fn kvm_runs_a_stock_kernel_on_aarch64() {
+    kvm_runs_a_stock_kernel(Arch::Aarch64, "virt,gic-version=3");
 }
