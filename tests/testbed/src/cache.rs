@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::interrupt::{Guard, Undo};
+
 /// `$ECR_CACHE`, or `ecr` below `$XDG_CACHE_HOME`, or `~/.cache/ecr`.
 ///
 /// # Errors
@@ -55,6 +57,7 @@ pub fn entry(
         return Ok(path); // Somebody else built it while we waited.
     }
     let building = tempfile::Builder::new().prefix(".building-").tempdir_in(parent)?;
+    let _removed = Guard::new(Undo::Directory(building.path().to_owned()));
     build(building.path())?;
     let built = building.keep();
     fs::rename(&built, &path)

@@ -10,10 +10,11 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+
+use crate::tool;
 
 /// Where the emulated host mounts the files.
 pub const FILES_DIRECTORY: &str = "/files";
@@ -126,7 +127,7 @@ pub fn make_ext4(directory: &Path, image: &Path, space: Space) -> Result<()> {
     // Extent blocks, group descriptors and bitmaps are well below 1 in 64; inodes take 256 bytes.
     let total = blocks + blocks / 64 + free + inodes * 256 / BLOCK + 1024;
     let root = rustix::process::geteuid().is_root();
-    let mut command = if root { Command::new("mke2fs") } else { Command::new("unshare") };
+    let mut command = tool::command(if root { "mke2fs" } else { "unshare" });
     if !root {
         command.args(["--map-root-user", "mke2fs"]); // Our files are root's in there.
     }
@@ -136,16 +137,7 @@ pub fn make_ext4(directory: &Path, image: &Path, space: Space) -> Result<()> {
         .args(["-N", &inodes.to_string(), "-d"])
         .args([directory, image])
         .arg(total.to_string());
-    let output = command.output().context("running mke2fs (Debian: e2fsprogs)")?;
-    if !output.status.success() {
-        bail!(
-            "mke2fs -d {}: {}: {}",
-            directory.display(),
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(())
+    tool::run(&mut command, "e2fsprogs")
 }
 
 /// Blocks of 4 KiB and inodes below `directory`.
@@ -200,7 +192,7 @@ mod tests {
         make_disk(&[GivenFile::new("guest", &tree).unwrap()], &scratch, &disk).unwrap();
 
         let read = |name: &str| {
-            Command::new("debugfs")
+            tool::command("debugfs")
                 .args(["-R", &format!("cat {name}")])
                 .arg(&disk)
                 .output()

@@ -11,14 +11,14 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::arch::Arch;
 use crate::files::{Space, make_ext4};
-use crate::{cache, mirror};
+use crate::{cache, mirror, tool};
 
 /// Raised whenever this module makes something else of the same packages.
 const BUILDER: u32 = 1;
@@ -135,7 +135,7 @@ fn build(arch: Arch, into: &Path) -> Result<()> {
 fn unpack_packages(arch: Arch, into: &Path, root: &Path) -> Result<()> {
     let archive = into.join("root.tar");
     let log = into.join("mmdebstrap.log");
-    let mut mmdebstrap = Command::new("mmdebstrap");
+    let mut mmdebstrap = tool::command("mmdebstrap");
     mmdebstrap
         .args(["--variant=extract", "--skip=check/qemu", "--format=tar"])
         .arg(format!("--architectures={}", arch.debian()))
@@ -159,7 +159,10 @@ fn unpack_packages(arch: Arch, into: &Path, root: &Path) -> Result<()> {
         );
     }
     // Device nodes are devtmpfs's business, and only root could make them.
-    run(Command::new("tar").args(["--exclude=./dev/*", "-xf"]).arg(&archive).arg("-C").arg(root))?;
+    tool::run(
+        tool::command("tar").args(["--exclude=./dev/*", "-xf"]).arg(&archive).arg("-C").arg(root),
+        "tar",
+    )?;
     fs::remove_file(archive)?;
     fs::remove_file(log)?;
     Ok(())
@@ -175,7 +178,7 @@ fn take_kernel(root: &Path, into: &Path) -> Result<()> {
     let name = kernel.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let release = name.trim_start_matches("vmlinuz-");
     fs::copy(&kernel, into.join("kernel"))?;
-    run(Command::new("depmod").arg("-b").arg(root).arg(release))?;
+    tool::run(tool::command("depmod").arg("-b").arg(root).arg(release), "kmod")?;
     take_modules(&root.join("lib/modules").join(release), &into.join("modules"))
 }
 
@@ -210,18 +213,6 @@ fn configure(root: &Path) -> Result<()> {
     )?;
     fs::write(etc.join("group"), "root:x:0:\ntty:x:5:\nkvm:x:104:\nnogroup:x:65534:\n")?;
     fs::write(etc.join("hosts"), "127.0.0.1 localhost testbed\n")?;
-    Ok(())
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("running {program}"))?;
-    ensure!(
-        output.status.success(),
-        "{program}: {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
     Ok(())
 }
 

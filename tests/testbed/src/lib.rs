@@ -35,3 +35,4 @@ pub mod native;
 pub mod protocol;
 pub mod qemu;
 pub mod runner;
+pub mod tool;

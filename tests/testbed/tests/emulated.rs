@@ -3,6 +3,8 @@
 
 //! The emulated host itself. Each test boots it, so they are marked as ignored.
 
+#![allow(clippy::unwrap_used)] // A failed step is a failed test.
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
