@@ -140,6 +140,8 @@ impl Contest {
 struct Booted {
     child: Child,
     wall: Duration,
+    /// Seconds since the kernel's start, as the agent says.
+    kernel: f64,
 }
 
 fn boot(mut command: Command) -> Result<Booted> {
@@ -162,7 +164,7 @@ fn boot(mut command: Command) -> Result<Booted> {
     for line in BufReader::new(output).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         if line.contains(BOOT_LINE) {
-            return Ok(Booted { child, wall: started.elapsed() });
+            return Ok(Booted { child, wall: started.elapsed(), kernel: seconds(&line)? });
         }
         seen.push_str(&line);
         seen.push('\n');
@@ -172,6 +174,12 @@ fn boot(mut command: Command) -> Result<Booted> {
         errors.read_to_string(&mut complaints)?;
     }
     bail!("{command:?} ended before its guest was up:\n{seen}{complaints}")
+}
+
+/// The number in `ready in 1.234 s`.
+fn seconds(line: &str) -> Result<f64> {
+    let number = line.split_once(BOOT_LINE).and_then(|(_, rest)| rest.split_whitespace().next());
+    number.context("no number in the agent's line")?.parse().context("the agent's line")
 }
 
 impl Booted {
@@ -217,6 +225,7 @@ impl Drop for Booted {
 #[derive(Default)]
 struct Figures {
     wall: Vec<f64>,
+    before: Vec<f64>,
     cpu: Vec<f64>,
     memory: Vec<f64>,
 }
@@ -237,6 +246,7 @@ fn measure(contest: &Contest, case: &Case, runs: usize, idle: Duration) -> Resul
         for (vmm, figures) in [Vmm::Ecr, Vmm::Qemu].into_iter().zip(&mut figures) {
             let booted = boot(contest.command(vmm, case))?;
             figures.wall.push(booted.wall.as_secs_f64());
+            figures.before.push(booted.wall.as_secs_f64() - booted.kernel);
             figures.cpu.push(booted.cpu_time()?.as_secs_f64());
             // The kernel goes on for a moment behind the agent's line.
             std::thread::sleep(idle);
@@ -268,6 +278,7 @@ fn main() -> Result<()> {
         let rows: &[(&str, &str, &Vec<f64>, &Vec<f64>)] = if what == "boot" {
             &[
                 ("to the agent's line", "s", &ecr.wall, &qemu.wall),
+                ("of it, outside the kernel", "s", &ecr.before, &qemu.before),
                 ("CPU time", "s", &ecr.cpu, &qemu.cpu),
             ]
         } else {
