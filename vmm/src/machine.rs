@@ -80,6 +80,7 @@ impl Machine {
             memory.add_image(*range, image).map_err(failed)?;
         }
 
+        log::debug!("guest memory is mapped");
         let io_threads = spawn_io_threads(&config, mailbox)?;
         let consoles = Consoles::open(&config, &io_threads[0].handle())?;
         let requests = Arc::clone(mailbox) as Arc<dyn GuestRequestSink>;
@@ -98,7 +99,9 @@ impl Machine {
             vm: Arc::clone(&vm),
         };
         machine.plug_all()?;
+        log::debug!("devices are plugged in");
         let regs = machine.load()?;
+        log::debug!("kernel, initrd and tables are in guest memory");
         machine.create_vcpus(&*vm, regs, mailbox)?;
         Ok(machine)
     }

@@ -186,6 +186,7 @@ impl Control {
         if !options.paused {
             control.run_state = RunState::Running;
             control.machine.resume();
+            log::debug!("vCPUs run");
         }
         Ok(control)
     }
@@ -249,6 +250,7 @@ impl Control {
     }
 
     fn guest_asks(&mut self, request: GuestRequest) {
+        log::debug!("the guest asks: {request:?}");
         match request {
             GuestRequest::PowerOff => self.shut_down(ShutdownReason::GuestShutdown),
             GuestRequest::Reset if self.on_reset == ResetAction::Shutdown => {
