@@ -40,6 +40,9 @@ const RTC_IRQ: u32 = 8;
 const PCI_GSIS: [u8; 4] = [16, 17, 18, 19];
 const MCH: DevFn = DevFn::new(0, 0);
 const LPC: DevFn = DevFn::new(31, 0);
+/// There are no bridges, so there is one bus. Linux looks at every slot of every bus that it is told of:
+/// with 256 of them that is more than 8000 exits, and half of its boot.
+const BUSES: u64 = 1;
 /// Slots that devices can have.
 const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 
@@ -301,7 +304,7 @@ impl Q35 {
             local_apic: map::LOCAL_APIC,
             io_apic: map::IO_APIC,
             pci: AcpiPciHost {
-                ecam: map::ECAM,
+                ecam: Range::new(map::ECAM.base, BUSES * Ecam::BYTES_PER_BUS),
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: map::PCI_WINDOW_IO,
                 config_ports: Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE),
