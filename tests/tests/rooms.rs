@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ecr-agent-protocol", &[]),
     ("ecr-agent", &["ecr-agent-protocol"]),
     ("ecr-image", &[]),
+    ("ecr-shim", &["ecr-vmm", "ecr-agent-protocol"]),
     ("ecr-testbed", &[]),
 ];
 
@@ -26,7 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("kvm-ioctls", &["ecr-vmm"]),
     ("kvm-bindings", &["ecr-vmm"]),
-    ("tokio", &["ecr-agent", "ecr-agent-protocol", "ecr-tests"]),
+    ("tokio", &["ecr-agent", "ecr-agent-protocol", "ecr-shim", "ecr-tests"]),
 ];
 
 /// Words of code and the only places where they may stand.
