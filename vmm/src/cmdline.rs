@@ -268,6 +268,8 @@ impl Arguments {
             boot: BootConfig { kernel: self.kernel, initrd: self.initrd, cmdline },
             nvdimm,
             disks: self.disks,
+            nets: Vec::new(),
+            fs: Vec::new(),
             rng: self.rng.map(|path| RngConfig { path }),
             vsock: self.vsock,
             console: self.console,

@@ -11,8 +11,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+mod fs;
+mod net;
 pub(crate) mod validate;
 
+pub use fs::FsConfig;
+pub use net::{MacAddr, MacAddrError, NetConfig, TapConfig};
 pub use validate::ConfigError;
 
 /// A virtual machine.
@@ -39,6 +43,12 @@ pub struct VmConfig {
     /// Block devices.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// Network devices.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Directories of the host.
+    #[serde(default)]
+    pub fs: Vec<FsConfig>,
     /// Entropy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<RngConfig>,

@@ -12,7 +12,9 @@ use std::path::Path;
 
 use ecr_devices::backend::unix_socket;
 
-use super::{ChardevConfig, DiskConfig, MemoryConfig, VmConfig, VsockBackend};
+use super::{
+    ChardevConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, TapConfig, VmConfig, VsockBackend,
+};
 
 const MIB: u64 = 1 << 20;
 /// Smallest page there is.
@@ -23,6 +25,14 @@ const SERIAL_MAX: usize = 20;
 const QUEUE_SIZE_MAX: u16 = 1024;
 /// Most request queues of a disk.
 pub(super) const QUEUES_MAX: u16 = 256;
+/// Most pairs of queues of a network device: as many as a tap of Linux has (linux/if_tun.h).
+const QUEUE_PAIRS_MAX: u16 = 256;
+/// Smallest MTU (virtio 1.3, 5.1.4.1).
+const MTU_MIN: u16 = 68;
+/// Most bytes of the name of an interface (IFNAMSIZ, less its end).
+const IFNAME_MAX: usize = 15;
+/// Most bytes of the tag of a file system (virtio 1.3, 5.11.4).
+const TAG_MAX: usize = 36;
 /// Most threads that serve device queues.
 const IO_THREADS_MAX: u16 = 64;
 /// Context ids that mean something else: hypervisor, local, host (vsock(7)).
@@ -61,6 +71,14 @@ impl VmConfig {
         for (index, disk) in self.disks.iter().enumerate() {
             disk.check(&format!("disks[{index}]"))?;
         }
+        for (index, net) in self.nets.iter().enumerate() {
+            net.check(&format!("nets[{index}]"))?;
+        }
+        self.check_taps()?;
+        for (index, fs) in self.fs.iter().enumerate() {
+            fs.check(&format!("fs[{index}]"))?;
+        }
+        self.check_fs()?;
         if let Some(rng) = &self.rng {
             check_path("rng.path", &rng.path)?;
         }
@@ -124,8 +142,12 @@ impl VmConfig {
         let nvdimm = self.nvdimm.iter().map(|nvdimm| ("nvdimm.id".to_owned(), &nvdimm.id));
         let disks = self.disks.iter().enumerate();
         let disks = disks.map(|(index, disk)| (format!("disks[{index}].id"), &disk.id));
+        let nets = self.nets.iter().enumerate();
+        let nets = nets.map(|(index, net)| (format!("nets[{index}].id"), &net.id));
+        let fs = self.fs.iter().enumerate();
+        let fs = fs.map(|(index, fs)| (format!("fs[{index}].id"), &fs.id));
         let mut seen = HashMap::new();
-        for (field, id) in nvdimm.chain(disks) {
+        for (field, id) in nvdimm.chain(disks).chain(nets).chain(fs) {
             let mut characters = id.chars();
             let well_formed = characters.next().is_some_and(|first| first.is_ascii_alphabetic())
                 && characters.all(|next| next.is_ascii_alphanumeric() || "-._".contains(next));
@@ -168,20 +190,65 @@ impl VmConfig {
         Ok(())
     }
 
+    /// Each descriptor and each interface once: of what one device takes out, the other sees nothing.
+    fn check_taps(&self) -> Result {
+        let (mut fds, mut names) = (HashMap::new(), HashMap::new());
+        for (index, net) in self.nets.iter().enumerate() {
+            for (list, given) in [("taps", &net.taps), ("vhost", &net.vhost)] {
+                for (place, fd) in given.iter().enumerate() {
+                    let field = format!("nets[{index}].{list}[{place}]");
+                    if let Some(first) = fds.insert(fd, field.clone()) {
+                        let problem = format!("descriptor {fd} is also {first}: use one for each");
+                        return refuse(field, problem);
+                    }
+                }
+            }
+            if let Some(tap) = &net.tap
+                && let Some(first) = names.insert(&tap.name, index)
+            {
+                let problem =
+                    format!("{:?} is also nets[{first}].tap: use a tap for each", tap.name);
+                return refuse(format!("nets[{index}].tap.name"), problem);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each tag once, and memory that their daemons can map.
+    fn check_fs(&self) -> Result {
+        let mut tags = HashMap::new();
+        for (index, fs) in self.fs.iter().enumerate() {
+            if let Some(first) = tags.insert(&fs.tag, index) {
+                let problem = format!(
+                    "{:?} is also fs[{first}].tag: the guest could not tell them apart; use a tag for each",
+                    fs.tag
+                );
+                return refuse(format!("fs[{index}].tag"), problem);
+            }
+        }
+        if !self.fs.is_empty() && !self.memory.shared {
+            let problem = "off, but the daemon of fs[0] has to map guest memory: turn it on";
+            return refuse("memory.shared", problem);
+        }
+        Ok(())
+    }
+
     /// Each socket once.
     fn check_sockets(&self) -> Result {
         let vsock = self.vsock.iter().filter_map(|vsock| match &vsock.backend {
-            VsockBackend::Unix { path } => Some(("vsock.backend.unix.path", path)),
+            VsockBackend::Unix { path } => Some(("vsock.backend.unix.path".to_owned(), path)),
             VsockBackend::Vhost { .. } => None,
         });
         let consoles = [("console", &self.console), ("serial", &self.serial)];
         let consoles = consoles.into_iter().filter_map(|(field, chardev)| match chardev {
-            ChardevConfig::Unix { path } => Some((field, path)),
+            ChardevConfig::Unix { path } => Some((field.to_owned(), path)),
             _ => None,
         });
+        let fs = self.fs.iter().enumerate();
+        let fs = fs.map(|(index, fs)| (format!("fs[{index}].socket"), &fs.socket));
         let mut seen = HashMap::new();
-        for (field, path) in vsock.chain(consoles) {
-            if let Some(first) = seen.insert(path, field) {
+        for (field, path) in vsock.chain(consoles).chain(fs) {
+            if let Some(first) = seen.insert(path, field.clone()) {
                 return refuse(field, format!("{path:?} is also {first}: use a socket for each"));
             }
         }
@@ -256,15 +323,103 @@ impl DiskConfig {
             );
             return refuse(format!("{field}.queues"), problem);
         }
-        if !self.queue_size.is_power_of_two() || !(2..=QUEUE_SIZE_MAX).contains(&self.queue_size) {
+        check_queue_size(field, self.queue_size)
+    }
+}
+
+impl NetConfig {
+    fn check(&self, field: &str) -> Result {
+        if !self.mac.is_unicast() {
             let problem = format!(
-                "{} is no size of a queue: use a power of two from 2 to {QUEUE_SIZE_MAX}",
-                self.queue_size
+                "{} is no address of one station: use one whose first byte is even, such as 02:00:5e:10:00:01",
+                self.mac
             );
-            return refuse(format!("{field}.queue_size"), problem);
+            return refuse(format!("{field}.mac"), problem);
+        }
+        if let Some(mtu) = self.mtu
+            && mtu < MTU_MIN
+        {
+            let problem = format!("{mtu} is too small for IPv4: use {MTU_MIN} or more");
+            return refuse(format!("{field}.mtu"), problem);
+        }
+        check_queue_size(field, self.queue_size)?;
+        match &self.tap {
+            Some(tap) => self.check_tap(field, tap),
+            None => self.check_descriptors(field),
+        }
+    }
+
+    fn check_tap(&self, field: &str, tap: &TapConfig) -> Result {
+        if !self.taps.is_empty() || !self.vhost.is_empty() {
+            let problem =
+                "is given beside descriptors, which are open already: use one or the other";
+            return refuse(format!("{field}.tap"), problem);
+        }
+        let name = &tap.name;
+        let is_name = (1..=IFNAME_MAX).contains(&name.len())
+            && !matches!(name.as_str(), "." | "..")
+            && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte));
+        if !is_name {
+            let problem = format!(
+                "{name:?} is no name of an interface: use 1 to {IFNAME_MAX} letters, digits, '-', '.' and '_'"
+            );
+            return refuse(format!("{field}.tap.name"), problem);
+        }
+        check_pairs(&format!("{field}.tap.queues"), tap.queues.into())
+    }
+
+    fn check_descriptors(&self, field: &str) -> Result {
+        check_pairs(&format!("{field}.taps"), self.taps.len())?;
+        let (taps, vhost) = (self.taps.len(), self.vhost.len());
+        if vhost != 0 && vhost != taps {
+            let problem = format!(
+                "{vhost} descriptors of /dev/vhost-net for {taps} of the tap: use as many, or none"
+            );
+            return refuse(format!("{field}.vhost"), problem);
+        }
+        for (list, fds) in [("taps", &self.taps), ("vhost", &self.vhost)] {
+            for (index, fd) in fds.iter().enumerate() {
+                check_fd(&format!("{field}.{list}[{index}]"), *fd)?;
+            }
         }
         Ok(())
     }
+}
+
+impl FsConfig {
+    fn check(&self, field: &str) -> Result {
+        let length = self.tag.len();
+        if length == 0 || length > TAG_MAX || self.tag.contains('\0') {
+            let problem = format!(
+                "{:?} is {length} bytes long: use 1 to {TAG_MAX}, and no zero byte",
+                self.tag
+            );
+            return refuse(format!("{field}.tag"), problem);
+        }
+        check_socket(&format!("{field}.socket"), &self.socket)?;
+        if !(1..=QUEUES_MAX).contains(&self.queues) {
+            let problem = format!("{} queues: use 1 to {QUEUES_MAX}", self.queues);
+            return refuse(format!("{field}.queues"), problem);
+        }
+        check_queue_size(field, self.queue_size)
+    }
+}
+
+fn check_pairs(field: &str, pairs: usize) -> Result {
+    if !(1..=usize::from(QUEUE_PAIRS_MAX)).contains(&pairs) {
+        let problem = format!("{pairs} pairs of queues: use 1 to {QUEUE_PAIRS_MAX}");
+        return refuse(field, problem);
+    }
+    Ok(())
+}
+
+fn check_queue_size(field: &str, size: u16) -> Result {
+    if !size.is_power_of_two() || !(2..=QUEUE_SIZE_MAX).contains(&size) {
+        let problem =
+            format!("{size} is no size of a queue: use a power of two from 2 to {QUEUE_SIZE_MAX}");
+        return refuse(format!("{field}.queue_size"), problem);
+    }
+    Ok(())
 }
 
 fn check_size(field: &str, size: u64) -> Result {

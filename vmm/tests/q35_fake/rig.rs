@@ -48,6 +48,8 @@ impl Rig {
             boot: BootConfig { kernel, initrd: None, cmdline: String::new() },
             nvdimm: None,
             disks: Vec::new(),
+            nets: Vec::new(),
+            fs: Vec::new(),
             rng: None,
             vsock: None,
             console: ChardevConfig::Off,

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::config::{
-    BootConfig, CpuConfig, DiskIo, MachineType, NvdimmConfig, ResetAction, RngConfig, VsockConfig,
+    BootConfig, CpuConfig, DiskIo, MacAddr, MachineType, NvdimmConfig, ResetAction, RngConfig,
+    VsockConfig,
 };
 
 const GIB: u64 = 1 << 30;
@@ -33,6 +34,8 @@ fn good() -> VmConfig {
         },
         nvdimm: Some(NvdimmConfig { id: "image".into(), path: "image".into() }),
         disks: vec![disk("disk0"), disk("disk1")],
+        nets: vec![net("net0", &[5, 6]), net("net1", &[7])],
+        fs: vec![fs("fs0"), fs("fs1")],
         rng: Some(RngConfig::default()),
         vsock: Some(VsockConfig {
             cid: 3,
@@ -56,6 +59,32 @@ fn disk(id: &str) -> DiskConfig {
         queues: 0,
         queue_size: DiskConfig::default_queue_size(),
         io: DiskIo::Auto,
+    }
+}
+
+fn net(id: &str, taps: &[i32]) -> NetConfig {
+    NetConfig {
+        id: id.into(),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: Some(1500),
+        queue_size: NetConfig::default_queue_size(),
+        taps: taps.into(),
+        vhost: taps.iter().map(|fd| fd + 10).collect(),
+        tap: None,
+    }
+}
+
+fn tap(name: &str) -> TapConfig {
+    TapConfig { name: name.into(), queues: 1, vhost: false }
+}
+
+fn fs(id: &str) -> FsConfig {
+    FsConfig {
+        id: id.into(),
+        tag: id.into(),
+        socket: PathBuf::from(format!("{id}.sock")),
+        queues: 1,
+        queue_size: FsConfig::default_queue_size(),
     }
 }
 
@@ -157,12 +186,81 @@ fn disks() {
 }
 
 #[test]
+fn nets() {
+    for group in [[0; 6], [1, 0, 0x5e, 0, 0, 1]] {
+        let text = refused(|c| c.nets[1].mac = MacAddr(group));
+        assert!(text.starts_with("nets[1].mac: ") && text.contains("one station"), "{text}");
+    }
+    assert_eq!(
+        refused(|c| c.nets[0].mtu = Some(67)),
+        "nets[0].mtu: 67 is too small for IPv4: use 68 or more"
+    );
+    assert!(refused(|c| c.nets[0].queue_size = 3).starts_with("nets[0].queue_size: 3 is no size"));
+    assert_eq!(
+        refused(|c| c.nets[0].taps = Vec::new()),
+        "nets[0].taps: 0 pairs of queues: use 1 to 256"
+    );
+    assert!(refused(|c| c.nets[0].taps = (0..257).collect()).contains("257 pairs"));
+    assert_eq!(
+        refused(|c| c.nets[0].vhost.truncate(1)),
+        "nets[0].vhost: 1 descriptors of /dev/vhost-net for 2 of the tap: use as many, or none"
+    );
+    assert!(refused(|c| c.nets[0].taps[1] = -1).starts_with("nets[0].taps[1]: -1"));
+    assert_eq!(
+        refused(|c| c.nets[1].vhost[0] = 5),
+        "nets[1].vhost[0]: descriptor 5 is also nets[0].taps[0]: use one for each"
+    );
+}
+
+#[test]
+fn taps_by_name() {
+    let mut named = good();
+    named.nets = vec![net("net0", &[]), net("net1", &[])];
+    (named.nets[0].tap, named.nets[1].tap) = (Some(tap("tap0")), Some(tap("tap1")));
+    named.validate().unwrap();
+    named.nets[1].tap = Some(tap("tap0"));
+    let text = named.validate().unwrap_err().to_string();
+    assert_eq!(text, "nets[1].tap.name: \"tap0\" is also nets[0].tap: use a tap for each");
+    for name in ["", "a/b", "tap%d", "..", "a b", "sixteen-letters-"] {
+        named.nets[1].tap = Some(tap(name));
+        let text = named.validate().unwrap_err().to_string();
+        assert!(text.starts_with(&format!("nets[1].tap.name: {name:?} is no name")), "{text}");
+    }
+    named.nets[1].tap = Some(TapConfig { queues: 0, ..tap("tap1") });
+    assert!(named.validate().unwrap_err().to_string().starts_with("nets[1].tap.queues: 0 pairs"));
+    let text = refused(|c| c.nets[0].tap = Some(tap("tap0")));
+    assert!(text.starts_with("nets[0].tap: is given beside descriptors"), "{text}");
+}
+
+#[test]
+fn file_systems() {
+    assert_eq!(
+        refused(|c| c.memory.shared = false),
+        "memory.shared: off, but the daemon of fs[0] has to map guest memory: turn it on"
+    );
+    for tag in [String::new(), "x".repeat(37), "a\0b".into()] {
+        let text = refused(|c| c.fs[1].tag = tag.clone());
+        assert!(text.starts_with(&format!("fs[1].tag: {tag:?} is {} bytes", tag.len())), "{text}");
+    }
+    assert!(
+        refused(|c| c.fs[1].tag = "fs0".into()).starts_with("fs[1].tag: \"fs0\" is also fs[0]")
+    );
+    assert!(refused(|c| c.fs[0].queues = 0).starts_with("fs[0].queues: 0 queues"));
+    assert!(refused(|c| c.fs[0].queue_size = 2048).starts_with("fs[0].queue_size: 2048"));
+    assert!(refused(|c| c.fs[0].socket = PathBuf::new()).starts_with("fs[0].socket: is empty"));
+    let text = refused(|c| c.fs[0].socket = "vsock.sock".into());
+    assert!(text.starts_with("fs[0].socket: ") && text.contains("is also vsock"), "{text}");
+}
+
+#[test]
 fn ids() {
     assert_eq!(
         refused(|c| c.disks[1].id = "disk0".into()),
         "disks[1].id: \"disk0\" is also disks[0].id: give each device its own id"
     );
     assert!(refused(|c| c.disks[0].id = "image".into()).contains("is also nvdimm.id"));
+    assert!(refused(|c| c.nets[0].id = "disk0".into()).contains("is also disks[0].id"));
+    assert!(refused(|c| c.fs[0].id = "net0".into()).contains("is also nets[0].id"));
     for id in ["", "0disk", "a b", "a/b"] {
         let text = refused(|c| c.disks[0].id = id.into());
         assert!(text.starts_with(&format!("disks[0].id: {id:?} is no id")), "{text}");
