@@ -29,9 +29,9 @@ pub async fn run(command: &[String], reaper: &Reaper) {
         Ok(ended) => ended,
         Err(error) => return log::error!("ecr.exec: start {program}: {error}"),
     };
-    match ended.await {
-        Ok(WaitStatus::Exited(_, status)) => log::info!("ecr.exec: exit status {status}"),
-        Ok(WaitStatus::Signaled(_, signal, _)) => log::info!("ecr.exec: killed by {signal}"),
+    match ended.wait().await {
+        Some(WaitStatus::Exited(_, status)) => log::info!("ecr.exec: exit status {status}"),
+        Some(WaitStatus::Signaled(_, signal, _)) => log::info!("ecr.exec: killed by {signal}"),
         other => log::error!("ecr.exec: {program} is lost: {other:?}"),
     }
 }

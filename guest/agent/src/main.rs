@@ -8,9 +8,14 @@
 //! guest is ready, and then serves the agent protocol on vsock until it is told to power off. Started by another init,
 //! it only serves.
 //!
-//! So far the protocol's `grpc.Health` and `AgentService/GetGuestDetails` are answered; see `service`.
+//! `service` answers the protocol's calls; the state that they share is `sandbox`.
+
+// What containers need of the rest is there before the containers are.
+#![allow(dead_code)]
 
 mod clock;
+mod container;
+mod device;
 mod exec;
 mod logger;
 mod loopback;
@@ -20,10 +25,13 @@ mod options;
 mod power;
 mod reaper;
 mod root;
+mod sandbox;
 mod service;
+mod storage;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use ecr_agent_protocol::AGENT_PORT;
@@ -32,6 +40,7 @@ use ttrpc::r#async::Server;
 use options::Options;
 use power::Stop;
 use reaper::Reaper;
+use sandbox::Sandbox;
 
 fn main() -> ExitCode {
     logger::init();
@@ -64,10 +73,12 @@ fn run_as_init() -> Result<()> {
 }
 
 fn run_as_service() -> Result<()> {
-    let options = Options::from_kernel_command_line()?;
+    let options = Options::from_kernel_command_line()?.with_environment();
     log::set_max_level(options.log);
     runtime()?.block_on(async {
-        let _server = start_server(&options).await?;
+        reaper::adopt_orphans()?;
+        let sandbox = Sandbox::new(Reaper::start()?);
+        let _server = start_server(&options, sandbox).await?;
         power::termination().await.map(drop)
     })
 }
@@ -88,9 +99,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Serve until somebody wants the guest stopped.
 async fn serve_guest(options: &Options) -> Result<Stop> {
-    let reaper = Reaper::start()?;
+    let sandbox = Sandbox::new(Reaper::start()?);
     // A kernel without vsock still makes a useful guest: for `ecr.exec`, or to look around in.
-    let _server = match start_server(options).await {
+    let _server = match start_server(options, Arc::clone(&sandbox)).await {
         Ok(server) => Some(server),
         Err(error) => {
             log::warn!("the runtime cannot reach this agent: {error:#}");
@@ -101,7 +112,7 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
 
     let program = async {
         match &options.exec {
-            Some(command) => exec::run(command, &reaper).await,
+            Some(command) => exec::run(command, &sandbox.reaper).await,
             None => std::future::pending().await,
         }
     };
@@ -111,13 +122,13 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
     }
 }
 
-async fn start_server(options: &Options) -> Result<Server> {
+async fn start_server(options: &Options, sandbox: Arc<Sandbox>) -> Result<Server> {
     let address = options.server_addr.clone().unwrap_or_else(|| format!("vsock://-1:{AGENT_PORT}"));
     let mut server = Server::new()
         .bind(&address)
         .with_context(|| format!("listen on {address}"))?
         .register_service(service::health())
-        .register_service(service::agent());
+        .register_service(service::agent(sandbox));
     server.start().await.with_context(|| format!("serve on {address}"))?;
     Ok(server)
 }

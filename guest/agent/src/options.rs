@@ -10,6 +10,9 @@
 //! | `ecr.exec="PROGRAM ARGS"` | run this on the console once the guest is ready, print how it ended, power off. Words are separated by blanks; single quotes keep blanks |
 //! | `root= rootfstype= rootflags= ro rw init=` | as the kernel understands them; for the agent on the initial RAM disk |
 //!
+//! `KATA_AGENT_LOG_LEVEL` and `KATA_AGENT_SERVER_ADDR` in the environment of an agent that is not init say the same as
+//! the first two.
+//!
 //! Other options belong to others and are passed over. The protocol's options for debug console, log port and hotplug
 //! time-out come with the calls that need them.
 
@@ -43,6 +46,20 @@ impl Options {
         let line =
             fs::read_to_string(COMMAND_LINE).with_context(|| format!("read {COMMAND_LINE}"))?;
         Ok(Self::parse(&line))
+    }
+
+    /// Started by another init, the agent is told more in its environment, which goes before the kernel command line.
+    pub fn with_environment(mut self) -> Self {
+        if let Ok(address) = std::env::var("KATA_AGENT_SERVER_ADDR") {
+            self.server_addr = Some(address);
+        }
+        if let Ok(name) = std::env::var("KATA_AGENT_LOG_LEVEL") {
+            match level(&name) {
+                Some(level) => self.log = level,
+                None => log::warn!("KATA_AGENT_LOG_LEVEL={name}: no such level"),
+            }
+        }
+        self
     }
 
     /// A value that makes no sense is reported and passed over: a guest that boots can be looked at.
