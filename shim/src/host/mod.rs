@@ -2,3 +2,16 @@
 // Copyright The ecr Authors
 
 //! What a sandbox takes of the host.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
+//! | [`netns`] | network namespaces |
+//! | [`spawn`] | helper processes |
+//! | [`vsock`] | the guest's address on the host's vsock |
+
+pub mod mount;
+pub mod mountinfo;
+pub mod netns;
+pub mod spawn;
+pub mod vsock;
