@@ -5,11 +5,14 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`management`], [`metrics`] | the socket that tools ask, and the figures it tells |
 //! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
 //! | [`netns`] | network namespaces |
 //! | [`spawn`] | helper processes |
 //! | [`vsock`] | the guest's address on the host's vsock |
 
+pub mod management;
+pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
 pub mod netns;
