@@ -8,6 +8,7 @@
 //! | [`management`], [`metrics`] | the socket that tools ask, and the figures it tells |
 //! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
 //! | [`netns`] | network namespaces |
+//! | [`network`] | the pod's interfaces and taps |
 //! | [`spawn`] | helper processes |
 //! | [`vsock`] | the guest's address on the host's vsock |
 
@@ -16,5 +17,6 @@ pub mod metrics;
 pub mod mount;
 pub mod mountinfo;
 pub mod netns;
+pub mod network;
 pub mod spawn;
 pub mod vsock;
