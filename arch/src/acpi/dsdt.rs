@@ -2,7 +2,7 @@
 // Copyright The ecr Authors
 
 //! DSDT: what cannot be found by probing (ACPI 6.5, chapters 6 and 19; PCI Firmware Specification 3.3,
-//! section 4). Left out: methods for hotplug, and with them `_OSC`, so that native PCIe services stay off.
+//! section 4). Left out: `_OSC`, so that native PCIe services stay off and ACPI alone hot-plugs.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
@@ -11,7 +11,9 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{Description, LegacyDevice, Nvdimm, PciHost, PciInterrupt, nfit, table, to_bytes};
+use super::{
+    Description, LegacyDevice, Nvdimm, PciHost, PciInterrupt, nfit, pcihp, table, to_bytes,
+};
 use crate::layout::{GIB, Range};
 
 const REVISION: u8 = 2;
@@ -19,7 +21,7 @@ const REVISION: u8 = 2;
 const SLEEP_TYPE_OFF: u8 = 5;
 
 /// AML that is encoded already, so that it outlives the values it was made from.
-struct Encoded(Vec<u8>);
+pub(super) struct Encoded(Vec<u8>);
 
 impl Aml for Encoded {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
@@ -27,15 +29,15 @@ impl Aml for Encoded {
     }
 }
 
-fn encoded(aml: &dyn Aml) -> Encoded {
+pub(super) fn encoded(aml: &dyn Aml) -> Encoded {
     Encoded(to_bytes(aml))
 }
 
-fn name(path: &str, value: &dyn Aml) -> Encoded {
+pub(super) fn name(path: &str, value: &dyn Aml) -> Encoded {
     encoded(&Name::new(path.into(), value))
 }
 
-fn device(path: &str, children: &[Encoded]) -> Encoded {
+pub(super) fn device(path: &str, children: &[Encoded]) -> Encoded {
     encoded(&Device::new(path.into(), references(children)))
 }
 
@@ -43,7 +45,7 @@ fn resources(children: &[Encoded]) -> Encoded {
     name("_CRS", &ResourceTemplate::new(references(children)))
 }
 
-fn references(children: &[Encoded]) -> Vec<&dyn Aml> {
+pub(super) fn references(children: &[Encoded]) -> Vec<&dyn Aml> {
     children.iter().map(|child| child as &dyn Aml).collect()
 }
 
@@ -56,6 +58,9 @@ pub(super) fn dsdt(machine: &Description) -> Sdt {
     let mut body = to_bytes(&Scope::new("\\_SB_".into(), references(&system)));
     let off = SLEEP_TYPE_OFF;
     body.extend(name("\\_S5_", &Package::new(vec![&off, &off, &0u8, &0u8])).0);
+    if let Some(hotplug) = &machine.pci.hotplug {
+        body.extend(pcihp::event(hotplug).0);
+    }
     table(b"DSDT", REVISION, &body)
 }
 
@@ -71,18 +76,19 @@ fn host_bridge(pci: &PciHost) -> Encoded {
         encoded(&AddressSpace::<u16>::new_io(low16(pci.io.base), low16(pci.io.end() - 1), None)),
     ];
     windows.extend(pci.memory.iter().map(memory_window));
-    device(
-        "PCI0",
-        &[
-            hardware_id("PNP0A08"),
-            name("_CID", &EISAName::new("PNP0A03")),
-            name("_UID", &0u8),
-            name("_SEG", &0u8),
-            name("_BBN", &0u8),
-            resources(&windows),
-            interrupt_routes(&pci.interrupts),
-        ],
-    )
+    let mut children = vec![
+        hardware_id("PNP0A08"),
+        name("_CID", &EISAName::new("PNP0A03")),
+        name("_UID", &0u8),
+        name("_SEG", &0u8),
+        name("_BBN", &0u8),
+        resources(&windows),
+        interrupt_routes(&pci.interrupts),
+    ];
+    if let Some(hotplug) = &pci.hotplug {
+        children.extend(pcihp::host_bridge(hotplug));
+    }
+    device("PCI0", &children)
 }
 
 fn memory_window(range: &Range) -> Encoded {
@@ -111,14 +117,9 @@ fn interrupt_routes(interrupts: &[PciInterrupt]) -> Encoded {
 /// ECAM must be reserved by a device of the motherboard, or Linux does not trust MCFG.
 fn motherboard(pci: &PciHost) -> Encoded {
     let (base, size) = (low32(pci.ecam.base), low32(pci.ecam.size));
-    device(
-        "MRES",
-        &[
-            hardware_id("PNP0C02"),
-            name("_UID", &0u8),
-            resources(&[encoded(&Memory32Fixed::new(true, base, size))]),
-        ],
-    )
+    let mut used = vec![encoded(&Memory32Fixed::new(true, base, size))];
+    used.extend(pci.hotplug.iter().map(|hotplug| io_ports(hotplug.ports)));
+    device("MRES", &[hardware_id("PNP0C02"), name("_UID", &0u8), resources(&used)])
 }
 
 fn legacy_device(row: &LegacyDevice) -> Encoded {
@@ -147,7 +148,7 @@ fn io_ports(ports: Range) -> Encoded {
     encoded(&IO::new(low16(ports.base), low16(ports.base), 1, size))
 }
 
-fn low16(port: u64) -> u16 {
+pub(super) fn low16(port: u64) -> u16 {
     u16::try_from(port).unwrap_or(u16::MAX)
 }
 

@@ -10,6 +10,7 @@ mod dsdt;
 mod fixed;
 mod madt;
 mod nfit;
+mod pcihp;
 mod srat;
 
 use acpi_tables::sdt::Sdt;
@@ -64,6 +65,21 @@ pub struct PciHost {
     pub config_ports: Range,
     /// Interrupt pins that are wired.
     pub interrupts: Vec<PciInterrupt>,
+    /// How devices are added to a running machine; `None` if they cannot be.
+    pub hotplug: Option<PciHotplug>,
+}
+
+/// How PCI devices are added to a running machine and removed from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PciHotplug {
+    /// The register block.
+    pub ports: Range,
+    /// The general-purpose event that is raised.
+    pub event: u8,
+    /// Device number on the root bus of each bridge, in the order in which the block selects them.
+    pub bridges: Vec<u8>,
+    /// Slots of each bridge that devices can have.
+    pub slots: std::ops::RangeInclusive<u8>,
 }
 
 /// An interrupt pin of a device on the root bus.

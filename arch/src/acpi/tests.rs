@@ -33,6 +33,12 @@ fn machine(max_cpus: u32, nvdimms: Vec<u64>) -> Description {
             interrupts: (1..4)
                 .map(|slot| PciInterrupt { slot, pin: 0, gsi: 16 + u32::from(slot) })
                 .collect(),
+            hotplug: Some(PciHotplug {
+                ports: Range::new(0xCC0, 0x18),
+                event: 1,
+                bridges: vec![2, 3],
+                slots: 1..=30,
+            }),
         },
         pm: PowerManagement { base: 0x600, sci: 9, reset_port: 0xCF9, reset_value: 6 },
         legacy: vec![
@@ -76,7 +82,9 @@ fn the_root_pointer_leads_to_every_table() {
 
 #[test]
 fn the_largest_machine_fits_its_place() {
-    let tables = build(&machine(1024, vec![128 * MIB; 8]), q35::ACPI_TABLES.base);
+    let mut machine = machine(1024, vec![128 * MIB; 8]);
+    machine.pci.hotplug.as_mut().unwrap().bridges = (2..7).collect();
+    let tables = build(&machine, q35::ACPI_TABLES.base);
     assert!((tables.bytes.len() as u64) < q35::ACPI_TABLES.size, "{} bytes", tables.bytes.len());
 }
 
@@ -106,6 +114,16 @@ fn tables_are_the_golden_ones() {
         let bytes = &tables.bytes[range.clone()];
         golden(&table_name(bytes), &dump(bytes));
     }
+}
+
+/// Without bridges the name space is as small as it can be.
+#[test]
+fn hot_plug_costs_nothing_where_there_is_none() {
+    let mut without = machine(4, vec![]);
+    without.pci.hotplug = None;
+    let tables = build(&without, 0xE_0000);
+    let text = String::from_utf8_lossy(&tables.bytes);
+    assert!(!text.contains("_GPE") && !text.contains("PCST"));
 }
 
 fn dump(bytes: &[u8]) -> String {

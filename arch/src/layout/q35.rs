@@ -180,6 +180,8 @@ pub mod port {
     pub const PM_BASE: u16 = 0x600;
     /// PCI configuration address; data four above, the reset control register between them.
     pub const PCI_CONFIG: u16 = 0xCF8;
+    /// PCI hot-plug registers, where QEMU has them.
+    pub const PCI_HOTPLUG: u16 = 0xCC0;
     /// Reset control register.
     pub const RESET_CONTROL: u16 = 0xCF9;
 }

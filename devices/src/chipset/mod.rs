@@ -31,6 +31,8 @@ pub enum GuestRequest {
     Panicked = 1 << 2,
     /// The kernel has panicked and goes on to write a crash dump.
     CrashLoaded = 1 << 3,
+    /// Take down the devices that it has ejected.
+    TakeEjected = 1 << 4,
 }
 
 /// Who is told. Called by a vCPU with the device's lock held: it must only take a note.

@@ -5,7 +5,7 @@
 //! places as in the ICH9 datasheet, section 13.8.3).
 //!
 //! ACPI mode is always on. Of the sleep states there is S5, off. The timer runs, but its overflow raises no
-//! event; nothing raises general-purpose events yet.
+//! event.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +68,15 @@ impl PowerManagement {
     /// Press the power button.
     pub fn press_power_button(&mut self) {
         self.state.pm1_status |= POWER_BUTTON;
+        self.update_sci();
+    }
+
+    /// Raise general-purpose event `event`; the guest's method `_E` with that number handles it.
+    ///
+    /// # Panics
+    /// There are 64 events: a mistake in the board.
+    pub fn raise_event(&mut self, event: u8) {
+        self.state.gpe0_status[usize::from(event / 8)] |= 1 << (event % 8);
         self.update_sci();
     }
 
@@ -195,6 +204,19 @@ mod tests {
         assert_eq!(device.write(0, &POWER_BUTTON.to_le_bytes()), Access::Done);
         assert!(!*level.0.lock());
         assert_eq!(read16(&mut device, 0), 0);
+    }
+
+    #[test]
+    fn a_general_purpose_event_interrupts_while_it_is_enabled() {
+        let (mut device, level, _) = device();
+        device.raise_event(1);
+        assert!(!*level.0.lock(), "not enabled");
+        assert_eq!(device.write(GPE0_ENABLE as u64, &[1 << 1]), Access::Done);
+        assert!(*level.0.lock());
+        assert_eq!(device.write(GPE0_STATUS as u64, &[0xFF]), Access::Done);
+        assert!(!*level.0.lock());
+        device.raise_event(63);
+        assert_eq!(read16(&mut device, GPE0_STATUS as u64 + 6), 0x8000);
     }
 
     #[test]

@@ -3,15 +3,18 @@
 
 //! What a person who looks at the bus from the host wants to know.
 
+use super::bridge::Forwarding;
 use super::config::{bar, offset};
-use super::host::{DevFn, PciHost};
+use super::host::{PciHost, Place};
 use super::{Bar, PciFunction};
 
 /// A function as its configuration space shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Description {
     /// Where it sits.
-    pub at: DevFn,
+    pub place: Place,
+    /// Number of its bus; 0 too where the bridge in front of it is not numbered.
+    pub bus: u8,
     /// Vendor.
     pub vendor: u16,
     /// Device.
@@ -28,6 +31,8 @@ pub struct Description {
     pub interrupt_line: u8,
     /// Base address registers that decode.
     pub bars: Vec<BarDescription>,
+    /// What it forwards, if it is a bridge.
+    pub bridge: Option<Forwarding>,
 }
 
 /// A base address register that decodes.
@@ -44,17 +49,29 @@ pub struct BarDescription {
 /// Describe all functions, in order.
 pub fn describe(host: &PciHost) -> Vec<Description> {
     let functions = host.functions();
-    functions.into_iter().map(|(at, function)| describe_one(at, &mut *function.lock())).collect()
+    let mut found: Vec<Description> = Vec::with_capacity(functions.len());
+    // Bridges come before what is behind them.
+    for (place, function) in functions {
+        let bridge = found.iter().find(|it| place.bridge.is_some_and(|at| it.place == at.into()));
+        let bus = bridge.and_then(|it| it.bridge).map_or(0, |forwarding| forwarding.secondary);
+        found.push(describe_one(place, bus, &mut *function.lock()));
+    }
+    found
 }
 
-fn describe_one(at: DevFn, function: &mut dyn PciFunction) -> Description {
+fn describe_one(place: Place, bus: u8, function: &mut dyn PciFunction) -> Description {
     let bars = function.bars().into_iter().map(|it| describe_bar(function, it)).collect();
     let [revision_and_class, line_and_pin] =
         [offset::REVISION_ID, offset::INTERRUPT_LINE].map(|at| read32(function, at).to_le_bytes());
     let [vendor, device] = halves(read32(function, offset::VENDOR_ID));
-    let [subsystem_vendor, subsystem] = halves(read32(function, offset::SUBSYSTEM_VENDOR_ID));
+    // A bridge has other registers there.
+    let [subsystem_vendor, subsystem] = match function.forwarding() {
+        Some(_) => [0, 0],
+        None => halves(read32(function, offset::SUBSYSTEM_VENDOR_ID)),
+    };
     Description {
-        at,
+        place,
+        bus,
         vendor,
         device,
         subsystem_vendor,
@@ -63,6 +80,7 @@ fn describe_one(at: DevFn, function: &mut dyn PciFunction) -> Description {
         interrupt_pin: line_and_pin[1],
         interrupt_line: line_and_pin[0],
         bars,
+        bridge: function.forwarding(),
     }
 }
 

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! PCI functions, their configuration space, MSI-X, and the host bridge they sit behind.
+//! PCI functions, their configuration space, MSI-X, and the bridges they sit behind.
 //!
 //! PCI Local Bus Specification 3.0 and PCI Express Base Specification 2.0.
 
 pub mod assign;
+pub mod bridge;
 pub mod cap;
 pub mod config;
 pub mod describe;
 pub mod host;
 pub mod intx;
 pub mod msix;
+pub mod place;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -37,6 +39,11 @@ pub trait PciFunction: Send {
 
     /// Write inside a BAR.
     fn bar_write(&mut self, index: u8, offset: u64, data: &[u8]) -> Access;
+
+    /// What the function forwards to the bus behind it. Only bridges have one.
+    fn forwarding(&self) -> Option<bridge::Forwarding> {
+        None
+    }
 
     /// Back to the state after power-on.
     fn reset(&mut self);

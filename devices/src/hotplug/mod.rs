@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! Register blocks through which ACPI code in the guest learns what was plugged in or is to be removed.
+
+mod pcihp;
+
+pub use pcihp::{EjectSink, PciHotplug};
