@@ -101,6 +101,9 @@ struct Arguments {
         help_heading = "Machine"
     )]
     memory: MemoryConfig,
+    /// PCI bridges, each with room for 30 devices that are added while the guest runs
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Machine")]
+    bridges: u8,
     /// End when the guest reboots
     #[arg(long, help_heading = "Machine")]
     no_reboot: bool,
@@ -276,6 +279,7 @@ impl Arguments {
             serial: self.serial,
             pvpanic: true,
             on_reset: if self.no_reboot { ResetAction::Shutdown } else { ResetAction::Reboot },
+            bridges: self.bridges,
             io_threads: 0,
         }
     }

@@ -67,6 +67,10 @@ pub struct VmConfig {
     /// What to do when the guest asks for a reset.
     #[serde(default)]
     pub on_reset: ResetAction,
+    /// PCI bridges `pci-bridge-<i>`, in slots 2 and up of the root bus. Devices are added to a running
+    /// machine behind them; each has room for 30.
+    #[serde(default)]
+    pub bridges: u8,
     /// Threads that serve device queues; 0 chooses.
     #[serde(default)]
     pub io_threads: u16,

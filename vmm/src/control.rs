@@ -4,16 +4,17 @@
 //! What can be asked of a running VM, and what it tells on its own. The QMP server and the embedding
 //! process send the same [`Command`]s; replies and [`Event`]s come back typed.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::MachineType;
+use crate::config::{DiskConfig, MachineType};
 
 /// A request to the control thread, which owns the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Pause all vCPUs.
     Stop,
@@ -25,6 +26,21 @@ pub enum Command {
     Powerdown,
     /// End the VM at once.
     Quit,
+    /// Plug a disk into the first free slot behind a bridge.
+    AddDisk(DiskConfig),
+    /// Plug a device into this slot behind this bridge.
+    AddDevice {
+        /// The device.
+        device: DeviceConfig,
+        /// Where.
+        path: PciPath,
+    },
+    /// Ask the guest to give up a device that was plugged in. [`EventKind::DeviceDeleted`] follows when it
+    /// has, which may be never.
+    RemoveDevice {
+        /// Its id.
+        id: String,
+    },
     /// State of the VM.
     QueryStatus,
     /// Name and identity.
@@ -45,11 +61,50 @@ pub enum Command {
     QueryIoThreads,
 }
 
+/// A device that can be plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceConfig {
+    /// A disk.
+    Disk(DiskConfig),
+}
+
+impl DeviceConfig {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Disk(disk) => &disk.id,
+        }
+    }
+}
+
+/// Where a PCI device sits: the slots on the way to it, in hexadecimal, as Kata's agent wants them (`02/01`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PciPath {
+    /// The slot of the bridge that it is behind, if any.
+    pub bridge: Option<u8>,
+    /// Its slot.
+    pub slot: u8,
+}
+
+impl fmt::Display for PciPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(bridge) = self.bridge {
+            write!(f, "{bridge:02x}/")?;
+        }
+        write!(f, "{:02x}", self.slot)
+    }
+}
+
 /// The answer to a [`Command`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// Done.
     Done,
+    /// To [`Command::AddDisk`] and [`Command::AddDevice`]: plugged in, and announced to the guest.
+    Plugged {
+        /// Where.
+        path: PciPath,
+    },
     /// To [`Command::QueryStatus`].
     Status(RunState),
     /// To [`Command::QueryIdentity`].
@@ -193,6 +248,10 @@ pub struct BlockInfo {
 /// A PCI function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PciInfo {
+    /// Number of its bus, as the guest has numbered it; 0 is the root bus.
+    pub bus: u8,
+    /// Where it is, whatever the guest does.
+    pub path: PciPath,
     /// Device number.
     pub slot: u8,
     /// Function number.
@@ -215,6 +274,23 @@ pub struct PciInfo {
     pub irq: u8,
     /// Base address registers that have been placed.
     pub bars: Vec<PciBarInfo>,
+    /// What is behind it, if it is a bridge.
+    pub bridge: Option<PciBridgeInfo>,
+}
+
+/// What a bridge forwards. Ranges are first and last address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PciBridgeInfo {
+    /// Number of the bus behind it.
+    pub secondary: u8,
+    /// Highest number of a bus behind it.
+    pub subordinate: u8,
+    /// I/O ports.
+    pub io: (u64, u64),
+    /// Memory.
+    pub memory: (u64, u64),
+    /// Prefetchable memory.
+    pub prefetchable: (u64, u64),
 }
 
 /// A base address register.
@@ -266,6 +342,11 @@ pub enum EventKind {
     },
     /// The power button was pressed.
     Powerdown,
+    /// A device is gone, after [`Command::RemoveDevice`] or because the guest gave it up by itself.
+    DeviceDeleted {
+        /// Its id.
+        id: String,
+    },
     /// The VM ends.
     Shutdown(ShutdownReason),
     /// The guest's kernel reported a panic; its vCPUs are stopped.

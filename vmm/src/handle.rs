@@ -33,7 +33,8 @@ pub(crate) enum Message {
 }
 
 /// In the order in which they are to be handled.
-const GUEST_REQUESTS: [GuestRequest; 4] = [
+const GUEST_REQUESTS: [GuestRequest; 5] = [
+    GuestRequest::TakeEjected,
     GuestRequest::CrashLoaded,
     GuestRequest::Panicked,
     GuestRequest::PowerOff,

@@ -173,8 +173,10 @@ impl Machine {
         self.vcpus.iter().for_each(VcpuThread::wait_paused);
     }
 
-    /// Start again from the kernel's first instruction. vCPUs must be paused, and stay so.
-    pub(crate) fn reset(&mut self) -> Result<(), StartError> {
+    /// Start again from the kernel's first instruction. vCPUs must be paused, and stay so. Returns the ids of
+    /// devices that are gone: those that the guest was to give up.
+    pub(crate) fn reset(&mut self) -> Result<Vec<String>, StartError> {
+        let gone = self.complete_removals();
         self.vm.reset()?;
         self.board.reset().map_err(failed)?;
         self.memory.discard().map_err(failed)?;
@@ -183,7 +185,7 @@ impl Machine {
             vcpu.reset(self.vcpu_setup(vcpu.index(), regs));
         }
         self.wait_paused();
-        Ok(())
+        Ok(gone)
     }
 
     /// Press the power button.

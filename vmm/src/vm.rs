@@ -23,7 +23,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::boot::BootImageError;
 use crate::config::{ConfigError, ResetAction, VmConfig};
-use crate::control::{Command, CommandError, Event, EventKind, Reply, RunState, ShutdownReason};
+use crate::control::{
+    Command, CommandError, DeviceConfig, Event, EventKind, PciPath, Reply, RunState, ShutdownReason,
+};
 use crate::handle::{Mailbox, Message, Outcome, VmHandle};
 use crate::hypervisor::{Hypervisor, HypervisorError, ShutdownKind};
 use crate::machine::Machine;
@@ -252,6 +254,10 @@ impl Control {
     fn guest_asks(&mut self, request: GuestRequest) {
         log::debug!("the guest asks: {request:?}");
         match request {
+            GuestRequest::TakeEjected => {
+                let gone = self.machine.take_ejected();
+                self.devices_gone(gone);
+            }
             GuestRequest::PowerOff => self.shut_down(ShutdownReason::GuestShutdown),
             GuestRequest::Reset if self.on_reset == ResetAction::Shutdown => {
                 self.shut_down(ShutdownReason::GuestReset);
@@ -302,7 +308,8 @@ impl Control {
         // What the guest asked for before the reset is void.
         self.mailbox.take_requests().for_each(drop);
         match self.machine.reset() {
-            Ok(()) => {
+            Ok(gone) => {
+                self.devices_gone(gone);
                 self.emit(EventKind::Reset { guest });
                 if self.run_state == RunState::Running {
                     self.machine.resume();
@@ -310,6 +317,10 @@ impl Control {
             }
             Err(error) => self.fail(format!("reset the machine: {error}")),
         }
+    }
+
+    fn devices_gone(&mut self, ids: Vec<String>) {
+        ids.into_iter().for_each(|id| self.emit(EventKind::DeviceDeleted { id }));
     }
 
     fn emit(&mut self, kind: EventKind) {
@@ -352,6 +363,9 @@ impl Control {
                 self.emit(EventKind::Powerdown);
             }
             Command::Quit => self.shut_down(ShutdownReason::HostQuit),
+            Command::AddDisk(disk) => return self.add_device(DeviceConfig::Disk(disk), None),
+            Command::AddDevice { device, path } => return self.add_device(device, Some(path)),
+            Command::RemoveDevice { id } => self.machine.remove_device(&id)?,
             Command::QueryStatus => return Ok(Reply::Status(self.run_state)),
             Command::QueryMachine => return Ok(Reply::Machine(self.machine.kind())),
             Command::QueryIdentity => return Ok(Reply::Identity(self.machine.identity())),
@@ -363,6 +377,14 @@ impl Control {
             Command::QueryIoThreads => return Ok(Reply::IoThreads(self.machine.io_threads())),
         }
         Ok(Reply::Done)
+    }
+
+    fn add_device(
+        &mut self,
+        device: DeviceConfig,
+        path: Option<PciPath>,
+    ) -> Result<Reply, CommandError> {
+        self.machine.add_device(device, path).map(|path| Reply::Plugged { path })
     }
 
     fn stop(&mut self) {

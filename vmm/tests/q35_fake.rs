@@ -7,21 +7,21 @@
 // All of this is test code; clippy's own exception covers functions marked `#[test]` only.
 #![allow(clippy::unwrap_used)]
 
+#[path = "q35_fake/driver.rs"]
+mod driver;
 #[path = "q35_fake/rig.rs"]
 mod rig;
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use driver::{BUFFER, DISK, find, read_sector, start_driver, transact};
 use ecr_vmm::VmOptions;
-use ecr_vmm::config::{ChardevConfig, DiskConfig, DiskIo, ResetAction, RngConfig};
+use ecr_vmm::config::{ChardevConfig, ResetAction, RngConfig};
 use ecr_vmm::control::{Command, EventKind, Reply, ShutdownReason};
 use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
-use rig::{
-    ECAM, MIB, PM_BASE, Rig, bar, capability, function, power_off, read, read_u16, read_u64,
-};
+use rig::{ECAM, MIB, PM_BASE, Rig, disk, function, power_off, read, read_u64};
 
 const RSDP: u64 = 0xE_0000;
 const CONFIG_PORTS: u16 = 0xCF8;
@@ -182,75 +182,9 @@ fn what_the_guest_says_last_is_in_the_reason_of_a_failure() {
     assert_eq!(fs::read(log).unwrap(), b"giving up\n");
 }
 
-/// Message that a driver gets when buffers were used.
-const MESSAGE: u32 = 0x31;
-/// Where a driver puts its rings and its data.
-const RINGS: u64 = 4 * MIB;
-const BUFFER: u64 = 5 * MIB;
-
-/// Bring up the virtio device with this vendor and device id and its first queue, from enumeration to
-/// DRIVER_OK, and accept `features`; returns the address of the queue's doorbell.
-fn start_driver(cpu: &GuestCpu, id: u32, features: u32) -> u64 {
-    let is_device = |slot: &u64| cpu.read_u32(function(*slot)) == id;
-    let config = function((0..32).find(is_device).unwrap());
-    let virtio = |kind: u8| capability(cpu, config, 9, |at| read::<4>(cpu, at)[3] == kind).unwrap();
-    let structure = |at: u64| {
-        let index = u64::from(read::<1>(cpu, at + 4)[0]);
-        bar(cpu, config, index) + u64::from(cpu.read_u32(at + 8))
-    };
-    let (common, notify) = (structure(virtio(1)), virtio(2));
-    cpu.write(config + 4, &6u16.to_le_bytes());
-
-    let msix = capability(cpu, config, 0x11, |_| true).unwrap();
-    let table = bar(cpu, config, u64::from(cpu.read_u32(msix + 4) & 7)) + 16;
-    for (offset, value) in [(0, 0xFEE0_0000), (4, 0), (8, MESSAGE), (12, 0)] {
-        cpu.write_u32(table + offset, value);
-    }
-    cpu.write(msix + 2, &0x8000u16.to_le_bytes());
-
-    for status in [0u8, 1, 3] {
-        cpu.write(common + 20, &[status]);
-    }
-    for (select, bits) in [(0, features), (1, 1)] {
-        cpu.write_u32(common + 8, select);
-        cpu.write_u32(common + 12, bits);
-    }
-    cpu.write(common + 20, &[11]);
-    assert_eq!(read(cpu, common + 20), [11u8], "the features are accepted");
-    cpu.write(common + 22, &0u16.to_le_bytes());
-    cpu.write(common + 24, &8u16.to_le_bytes());
-    cpu.write(common + 26, &1u16.to_le_bytes());
-    assert_eq!(read_u16(cpu, common + 26), 1, "vector 1");
-    for (offset, area) in [(32, RINGS), (40, RINGS + 0x1000), (48, RINGS + 0x2000)] {
-        cpu.write_u32(common + offset, area as u32);
-        cpu.write_u32(common + offset + 4, 0);
-    }
-    cpu.write(common + 28, &1u16.to_le_bytes());
-    cpu.write(common + 20, &[15]);
-    let off = u64::from(read_u16(cpu, common + 30)) * u64::from(cpu.read_u32(notify + 16));
-    structure(notify) + off
-}
-
-/// Make a chain of buffers (address, length, flags) available as the first one, and wait until it is used;
-/// returns how many bytes were written to it.
-fn transact(cpu: &GuestCpu, doorbell: u64, buffers: &[(u64, u32, u16)]) -> u32 {
-    for (index, &(address, len, flags)) in (0u16..).zip(buffers) {
-        let next = u16::from(usize::from(index) + 1 < buffers.len());
-        cpu.write(RINGS + 16 * u64::from(index), &address.to_le_bytes());
-        cpu.write_u32(RINGS + 16 * u64::from(index) + 8, len);
-        cpu.write(RINGS + 16 * u64::from(index) + 12, &(flags | next).to_le_bytes());
-        cpu.write(RINGS + 16 * u64::from(index) + 14, &(index + 1).to_le_bytes());
-    }
-    cpu.write(RINGS + 0x1002, &1u16.to_le_bytes());
-    cpu.write(doorbell, &0u16.to_le_bytes());
-    cpu.wait_for_message(MESSAGE);
-    assert_eq!(read_u16(cpu, RINGS + 0x2002), 1, "one chain was used");
-    cpu.read_u32(RINGS + 0x2008)
-}
-
 /// A driver of the entropy device.
 fn take_entropy(cpu: &GuestCpu) -> [u8; 64] {
-    let doorbell = start_driver(cpu, 0x1044_1AF4, 0);
+    let doorbell = start_driver(cpu, find(cpu, 0x1044_1AF4));
     let written = transact(cpu, doorbell, &[(BUFFER, 64, 2)]);
     assert!((1..=64).contains(&written), "{written} bytes");
     read(cpu, BUFFER)
@@ -278,34 +212,14 @@ fn a_driver_finds_its_device_and_talks_to_it_again_after_a_reset() {
     assert!(left.doorbell_addresses().is_empty() && left.memory_slots().is_empty());
 }
 
-fn disk(path: PathBuf) -> DiskConfig {
-    DiskConfig {
-        id: "drive-7".into(),
-        path,
-        readonly: false,
-        direct: false,
-        serial: None,
-        queues: 2,
-        queue_size: 8,
-        io: DiskIo::Auto,
-    }
-}
-
 #[test]
 fn a_disk_is_read_through_its_queue() {
     let mut rig = Rig::new();
-    let image = rig.dir.path().join("disk.img");
-    fs::write(&image, (0..16u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>()).unwrap();
-    rig.config.disks.push(disk(image.clone()));
+    let image = rig.image("disk.img");
+    rig.config.disks.push(disk("drive-7", image.clone()));
     let (vm, _) = rig.start(|cpu| {
-        let doorbell = start_driver(cpu, 0x1042_1AF4, 0);
-        let (header, data, status) = (BUFFER, BUFFER + 0x1000, BUFFER + 0x2000);
-        // VIRTIO_BLK_T_IN and the sector.
-        cpu.write(header, &[0u64.to_le_bytes(), 3u64.to_le_bytes()].concat());
-        let chain = [(header, 16, 0), (data, 512, 2), (status, 1, 2)];
-        assert_eq!(transact(cpu, doorbell, &chain), 513);
-        assert_eq!(read(cpu, status), [0u8]);
-        assert_eq!(read(cpu, data), [3u8; 512]);
+        let doorbell = start_driver(cpu, find(cpu, DISK));
+        assert_eq!(read_sector(cpu, doorbell, 3), [3u8; 512]);
         power_off(cpu)
     });
     let Reply::Block(blocks) = vm.send(Command::QueryBlock).unwrap() else { panic!("no answer") };
@@ -320,7 +234,7 @@ fn a_file_that_is_no_disk_is_refused_in_words() {
     let mut rig = Rig::new();
     let image = rig.dir.path().join("disk.img");
     fs::write(&image, [0; 700]).unwrap();
-    rig.config.disks.push(disk(image));
+    rig.config.disks.push(disk("drive-7", image));
     let options = VmOptions { hypervisor: Arc::new(Fake::new()), paused: true, qmp: None };
     let text = ecr_vmm::start(rig.config.clone(), options).unwrap_err().to_string();
     assert!(text.contains("disk.img has 700 bytes, which is not a positive multiple"), "{text}");

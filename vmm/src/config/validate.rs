@@ -35,6 +35,8 @@ const IFNAME_MAX: usize = 15;
 const TAG_MAX: usize = 36;
 /// Most threads that serve device queues.
 const IO_THREADS_MAX: u16 = 64;
+/// Most PCI bridges, as with Kata.
+const BRIDGES_MAX: u8 = 5;
 /// Context ids that mean something else: hypervisor, local, host (vsock(7)).
 const CID_RESERVED: u32 = 2;
 /// The context id that stands for any.
@@ -88,6 +90,10 @@ impl VmConfig {
         if self.io_threads > IO_THREADS_MAX {
             let problem = format!("{} is too many: use at most {IO_THREADS_MAX}", self.io_threads);
             return refuse("io_threads", problem);
+        }
+        if self.bridges > BRIDGES_MAX {
+            let problem = format!("{} is too many: use at most {BRIDGES_MAX}", self.bridges);
+            return refuse("bridges", problem);
         }
         self.check_ids()?;
         self.check_images()?;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! From a device's configuration to a device in a slot of the board.
+//! From a device's configuration to a device in a slot of the board: `reserve`, `create`, `attach`, and for a
+//! guest that runs, `announce`. What fails leaves nothing behind.
 
 use std::fs::File;
 
@@ -14,9 +15,10 @@ use ecr_devices::virtio::console::{Console, PortConfig};
 use ecr_devices::virtio::rng::Rng;
 use ecr_devices::virtio::vsock::Vsock;
 
+use super::query::path_to;
 use super::{Machine, failed};
 use crate::config::{DiskConfig, DiskIo, RngConfig, VsockBackend, VsockConfig};
-use crate::control::BlockInfo;
+use crate::control::{BlockInfo, CommandError, DeviceConfig, PciPath};
 use crate::vm::StartError;
 
 impl Machine {
@@ -26,14 +28,14 @@ impl Machine {
         if let Some(port) = self.consoles.console() {
             let port = PortConfig { console: true, name: None, chardev: port };
             let console = Console::new(vec![port], light.clone()).map_err(failed)?;
-            self.board.plug_virtio("console0", Box::new(console))?;
+            self.plug_cold("console0", Box::new(console))?;
         }
         if let Some(rng) = self.config.rng.clone() {
-            self.board.plug_virtio("rng0", open_rng(&rng, light.clone())?)?;
+            self.plug_cold("rng0", open_rng(&rng, light.clone())?)?;
         }
         if let Some(vsock) = self.config.vsock.clone() {
             let device = self.open_vsock(&vsock, light)?;
-            self.board.plug_virtio("vsock0", device)?;
+            self.plug_cold("vsock0", device)?;
         }
         for disk in self.config.disks.clone() {
             self.plug_disk(disk)?;
@@ -41,8 +43,76 @@ impl Machine {
         self.board.assign_bars().map_err(failed)
     }
 
-    /// The queues of a disk spread over all I/O threads.
+    /// Put a device into the next free slot of the root bus.
+    fn plug_cold(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), StartError> {
+        let place = self.board.next_slot(id)?;
+        self.board.attach_virtio(id, place, device).map_err(failed)
+    }
+
     fn plug_disk(&mut self, disk: DiskConfig) -> Result<(), StartError> {
+        let (device, info) = self.create_disk(disk)?;
+        self.plug_cold(&info.id, device)?;
+        self.blocks.push(info);
+        Ok(())
+    }
+
+    /// Plug a device into a machine that runs: at `path`, or behind the first bridge that has a free slot.
+    pub(crate) fn add_device(
+        &mut self,
+        device: DeviceConfig,
+        path: Option<PciPath>,
+    ) -> Result<PciPath, CommandError> {
+        let id = device.id().to_owned();
+        if self.board.has_device(&id) {
+            return Err(CommandError::Failed(format!("Duplicate device ID '{id}'")));
+        }
+        let place = self.board.reserve(path)?;
+        let mut config = self.config.clone();
+        match &device {
+            DeviceConfig::Disk(disk) => config.disks.push(disk.clone()),
+        }
+        config.validate().map_err(refused)?;
+        match device {
+            DeviceConfig::Disk(disk) => {
+                let (device, info) = self.create_disk(disk).map_err(refused)?;
+                self.board.attach_virtio(&id, place, device).map_err(refused)?;
+                self.blocks.push(info);
+            }
+        }
+        self.config = config;
+        self.board.announce(place);
+        Ok(path_to(place))
+    }
+
+    /// Ask the guest to give up a device.
+    pub(crate) fn remove_device(&mut self, id: &str) -> Result<(), CommandError> {
+        self.board.request_removal(id)
+    }
+
+    /// Take down the devices that the guest has ejected; returns their ids.
+    pub(crate) fn take_ejected(&mut self) -> Vec<String> {
+        let ids = self.board.take_ejected();
+        self.forget(&ids);
+        ids
+    }
+
+    /// Take down the devices that the guest was asked to give up; returns their ids.
+    pub(super) fn complete_removals(&mut self) -> Vec<String> {
+        let ids = self.board.complete_removals();
+        self.forget(&ids);
+        ids
+    }
+
+    fn forget(&mut self, ids: &[String]) {
+        self.blocks.retain(|block| !ids.contains(&block.id));
+        self.config.disks.retain(|disk| !ids.contains(&disk.id));
+    }
+
+    /// The queues of a disk spread over all I/O threads.
+    fn create_disk(
+        &self,
+        disk: DiskConfig,
+    ) -> Result<(Box<dyn VirtioDevice>, BlockInfo), StartError> {
         let queues = disk.queues_for(self.config.cpus.boot);
         let DiskConfig { id, path, readonly, direct, serial, queue_size, io, .. } = disk;
         let file = BlockFile::open(&path, direct, readonly).map_err(failed)?;
@@ -54,9 +124,8 @@ impl Machine {
         };
         let config = BlkConfig { file, serial: serial.unwrap_or_default(), queues, queue_size, io };
         let threads = self.io_threads.iter().map(IoThread::handle).collect();
-        self.board.plug_virtio(&id, Box::new(Blk::new(config, threads).map_err(failed)?))?;
-        self.blocks.push(BlockInfo { id, path, size, readonly, direct });
-        Ok(())
+        let device = Box::new(Blk::new(config, threads).map_err(failed)?);
+        Ok((device, BlockInfo { id, path, size, readonly, direct }))
     }
 
     fn open_vsock(
@@ -76,6 +145,10 @@ impl Machine {
             }
         })
     }
+}
+
+fn refused(error: impl std::fmt::Display) -> CommandError {
+    CommandError::Failed(error.to_string())
 }
 
 fn open_rng(config: &RngConfig, io: IoHandle) -> Result<Box<dyn VirtioDevice>, StartError> {

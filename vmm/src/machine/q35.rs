@@ -4,6 +4,8 @@
 //! The board `q35`: which device sits where, with which interrupt. It is said once, here: bus registration
 //! and ACPI both come from these rows.
 
+mod hotplug;
+
 use std::sync::Arc;
 
 use ecr_arch::acpi::{
@@ -21,12 +23,14 @@ use ecr_devices::chipset::{
 use ecr_devices::irq::{DoorbellSink, MsiSink, SharedLine};
 use ecr_devices::memory::GuestMemoryHandle;
 use ecr_devices::pci::assign::{self, NoRoom, Window, Windows};
-use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciHost};
-use ecr_devices::pci::intx::{Pin, swizzle};
+use ecr_devices::pci::bridge::PciBridge;
+use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciError, PciHost, Place};
+use ecr_devices::pci::intx::Pin;
 use ecr_devices::virtio::VirtioDevice;
 use ecr_devices::virtio::transport::pci::{VirtioPci, Wiring};
 use parking_lot::Mutex;
 
+use self::hotplug::Hotplug;
 use super::spaces::AddressSpaces;
 use crate::config::VmConfig;
 use crate::hypervisor::Vm;
@@ -38,13 +42,13 @@ const COM1_IRQ: u32 = 4;
 const RTC_IRQ: u32 = 8;
 /// Where INTA to INTD of the root bus lead: the first inputs behind those of ISA.
 const PCI_GSIS: [u8; 4] = [16, 17, 18, 19];
+const PINS: [Pin; 4] = [Pin::A, Pin::B, Pin::C, Pin::D];
 const MCH: DevFn = DevFn::new(0, 0);
 const LPC: DevFn = DevFn::new(31, 0);
-/// There are no bridges, so there is one bus. Linux looks at every slot of every bus that it is told of:
-/// with 256 of them that is more than 8000 exits, and half of its boot.
-const BUSES: u64 = 1;
-/// Slots that devices can have.
+/// Slots of the root bus that devices can have.
 const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
+/// Slot of the first bridge; the others follow it.
+const FIRST_BRIDGE: u8 = 2;
 
 /// A row of the board's table: a device on I/O ports.
 struct Row {
@@ -66,15 +70,24 @@ pub(super) struct Q35 {
     msi: Arc<dyn MsiSink>,
     doorbells: Arc<dyn DoorbellSink>,
     legacy: Vec<LegacyDevice>,
-    /// Ids of what sits in each slot.
-    slots: Vec<(DevFn, String)>,
+    /// What sits in each slot.
+    devices: Vec<Plugged>,
+    /// Slots behind bridges, if there are any.
+    hotplug: Option<Hotplug>,
+}
+
+/// A device in its slot.
+#[derive(Debug)]
+struct Plugged {
+    id: String,
+    place: Place,
 }
 
 impl std::fmt::Debug for Q35 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Q35")
             .field("map", &self.map)
-            .field("slots", &self.slots)
+            .field("devices", &self.devices)
             .finish_non_exhaustive()
     }
 }
@@ -101,6 +114,7 @@ impl Q35 {
         let pci = Arc::new(PciHost::new(Arc::clone(&spaces.memory), Arc::clone(&spaces.ports)));
         let sci = vm.irq_line(SCI.into());
         let pm = Arc::new(Mutex::new(PowerManagement::new(sci, Arc::clone(requests))));
+        let hotplug = (config.bridges > 0).then(|| Hotplug::new(config.bridges, &pci, requests));
         let mut board = Self {
             pci_lines: PCI_GSIS.map(|gsi| SharedLine::new(vm.irq_line(gsi.into()))),
             memory: memory.clone(),
@@ -111,9 +125,11 @@ impl Q35 {
             pci,
             pm,
             legacy: Vec::new(),
-            slots: Vec::new(),
+            devices: Vec::new(),
+            hotplug,
         };
         board.attach_chipset().map_err(super::failed)?;
+        board.attach_bridges(config.bridges).map_err(super::failed)?;
         let rows = board.rows(config, vm, requests, serial);
         board.attach_rows(rows).map_err(super::failed)?;
         Ok(board)
@@ -155,6 +171,7 @@ impl Q35 {
                 device: Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&self.pci), Some(reset)))),
             },
         ];
+        rows.extend(self.hotplug.as_ref().map(Hotplug::row));
         if config.pvpanic {
             rows.push(Row {
                 acpi: Some(("PEVT", "QEMU0001")),
@@ -192,26 +209,45 @@ impl Q35 {
         Ok(())
     }
 
-    /// Put a virtio device into the next free slot.
-    pub(super) fn plug_virtio(
+    /// Bridges stand in fixed slots, before any device takes one.
+    fn attach_bridges(&mut self, count: u8) -> Result<(), PciError> {
+        for index in 0..count {
+            let at = DevFn::new(FIRST_BRIDGE + index, 0);
+            self.pci.add(at, Arc::new(Mutex::new(PciBridge::new())))?;
+            let id = format!("pci-bridge-{index}");
+            self.devices.push(Plugged { id, place: at.into() });
+        }
+        Ok(())
+    }
+
+    /// The next free slot of the root bus, for a device that is there from the start.
+    pub(super) fn next_slot(&self, id: &str) -> Result<Place, StartError> {
+        let place = SLOTS.clone().map(|slot| DevFn::new(slot, 0).into());
+        place.into_iter().find(|place| !self.is_taken(*place)).ok_or_else(|| {
+            StartError::Machine(format!("no PCI slot is left for device '{id}': use fewer devices"))
+        })
+    }
+
+    fn is_taken(&self, place: Place) -> bool {
+        self.devices.iter().any(|device| device.place == place)
+    }
+
+    /// Put a virtio device into a slot.
+    pub(super) fn attach_virtio(
         &mut self,
         id: &str,
+        place: Place,
         device: Box<dyn VirtioDevice>,
-    ) -> Result<(), StartError> {
-        let taken = |slot: &u8| self.slots.iter().any(|(at, _)| at.device() == *slot);
-        let slot = SLOTS.clone().find(|slot| !taken(slot)).ok_or_else(|| {
-            StartError::Machine(format!("no PCI slot is left for device '{id}': use fewer devices"))
-        })?;
-        let at = DevFn::new(slot, 0);
+    ) -> Result<(), PciError> {
         let wiring = Wiring {
             memory: self.memory.clone(),
             msi: Arc::clone(&self.msi),
             doorbells: Arc::clone(&self.doorbells),
-            intx: self.pci_lines[usize::from(swizzle(slot, Pin::A))].driver(),
+            intx: self.pci_lines[usize::from(place.interrupt(Pin::A))].driver(),
         };
         let function = VirtioPci::new(device, wiring);
-        self.pci.add(at, Arc::new(Mutex::new(function))).map_err(super::failed)?;
-        self.slots.push((at, id.to_owned()));
+        self.pci.add(place, Arc::new(Mutex::new(function)))?;
+        self.devices.push(Plugged { id: id.to_owned(), place });
         Ok(())
     }
 
@@ -251,6 +287,9 @@ impl Q35 {
     pub(super) fn reset(&self) -> Result<(), NoRoom> {
         self.pci.reset();
         self.pm.lock().reset();
+        if let Some(hotplug) = &self.hotplug {
+            hotplug.reset();
+        }
         self.assign_bars()
     }
 
@@ -276,20 +315,37 @@ impl Q35 {
         &self.map.nvdimms
     }
 
-    /// The id of what sits at `at`; empty for the chipset.
-    pub(super) fn id_at(&self, at: DevFn) -> String {
-        self.slots
-            .iter()
-            .find(|(slot, _)| *slot == at)
-            .map_or_else(String::new, |(_, id)| id.clone())
+    /// The id of what sits there; empty for the chipset.
+    pub(super) fn id_at(&self, place: Place) -> String {
+        let device = self.devices.iter().find(|device| device.place == place);
+        device.map_or_else(String::new, |device| device.id.clone())
+    }
+
+    /// Whether a device has this id.
+    pub(super) fn has_device(&self, id: &str) -> bool {
+        self.devices.iter().any(|device| device.id == id)
+    }
+
+    /// Where INTA of each device leads, and all pins of the bridges: devices come and go behind them.
+    fn interrupts(&self) -> Vec<PciInterrupt> {
+        let bridges: Vec<u8> = self.hotplug.iter().flat_map(Hotplug::bridges).collect();
+        let on_root = self.devices.iter().filter(|device| device.place.bridge.is_none());
+        let routes = on_root.flat_map(|device| {
+            let slot = device.place.at.device();
+            let pins = if bridges.contains(&slot) { &PINS[..] } else { &PINS[..1] };
+            pins.iter().map(move |&pin| PciInterrupt {
+                slot,
+                pin: pin as u8 - 1,
+                gsi: PCI_GSIS[usize::from(device.place.interrupt(pin))].into(),
+            })
+        });
+        routes.collect()
     }
 
     fn describe(&self, config: &VmConfig) -> Description {
-        let interrupts = self.slots.iter().map(|(at, _)| PciInterrupt {
-            slot: at.device(),
-            pin: 0,
-            gsi: PCI_GSIS[usize::from(swizzle(at.device(), Pin::A))].into(),
-        });
+        // Linux looks at every slot of every bus that it is told of: with 256 of them that is more than 8000
+        // exits, and half of its boot.
+        let buses = 1 + u64::from(config.bridges);
         Description {
             cpus: config.cpus.boot,
             max_cpus: config.cpus.max,
@@ -304,11 +360,12 @@ impl Q35 {
             local_apic: map::LOCAL_APIC,
             io_apic: map::IO_APIC,
             pci: AcpiPciHost {
-                ecam: Range::new(map::ECAM.base, BUSES * Ecam::BYTES_PER_BUS),
+                ecam: Range::new(map::ECAM.base, buses * Ecam::BYTES_PER_BUS),
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: map::PCI_WINDOW_IO,
                 config_ports: Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE),
-                interrupts: interrupts.collect(),
+                interrupts: self.interrupts(),
+                hotplug: self.hotplug.as_ref().map(Hotplug::describe),
             },
             pm: AcpiPowerManagement {
                 base: port::PM_BASE,

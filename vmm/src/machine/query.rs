@@ -4,12 +4,14 @@
 //! What a machine tells about itself.
 
 use ecr_devices::pci::BarSpace;
+use ecr_devices::pci::bridge::{Extent, Forwarding};
 use ecr_devices::pci::describe::{BarDescription, Description, describe};
+use ecr_devices::pci::place::{DevFn, Place};
 
 use super::Machine;
 use crate::control::{
     BlockInfo, ChardevInfo, CpuInfo, Identity, IoThreadInfo, MachineInfo, MemoryInfo, NvdimmInfo,
-    PciBarInfo, PciInfo,
+    PciBarInfo, PciBridgeInfo, PciInfo, PciPath,
 };
 
 impl Machine {
@@ -75,7 +77,7 @@ impl Machine {
 
     pub(crate) fn pci(&self) -> Vec<PciInfo> {
         let functions = describe(self.board.pci()).into_iter();
-        functions.map(|function| pci_info(self.board.id_at(function.at), &function)).collect()
+        functions.map(|function| pci_info(self.board.id_at(function.place), &function)).collect()
     }
 }
 
@@ -88,9 +90,12 @@ fn pci_info(id: String, function: &Description) -> PciInfo {
         address: it.bar.address,
         size: it.bar.size,
     };
+    let at = function.place.at;
     PciInfo {
-        slot: function.at.device(),
-        function: function.at.function(),
+        bus: function.bus,
+        path: path_to(function.place),
+        slot: at.device(),
+        function: at.function(),
         id,
         vendor: function.vendor,
         device: function.device,
@@ -100,5 +105,21 @@ fn pci_info(id: String, function: &Description) -> PciInfo {
         irq_pin: function.interrupt_pin,
         irq: function.interrupt_line,
         bars: function.bars.iter().map(bar_info).collect(),
+        bridge: function.bridge.as_ref().map(bridge_info),
     }
+}
+
+fn bridge_info(forwarding: &Forwarding) -> PciBridgeInfo {
+    let range = |extent: Extent| (extent.base, extent.limit);
+    PciBridgeInfo {
+        secondary: forwarding.secondary,
+        subordinate: forwarding.subordinate,
+        io: range(forwarding.io),
+        memory: range(forwarding.memory),
+        prefetchable: range(forwarding.prefetchable),
+    }
+}
+
+pub(super) fn path_to(place: Place) -> PciPath {
+    PciPath { bridge: place.bridge.map(DevFn::device), slot: place.at.device() }
 }

@@ -109,14 +109,20 @@ mod tests {
     use crate::config::MachineType;
     use crate::control::{
         BlockInfo, ChardevInfo, CpuInfo, Identity, IoThreadInfo, MachineInfo, MemoryInfo,
-        NvdimmInfo, PciBarInfo, PciInfo, RunState,
+        NvdimmInfo, PciBarInfo, PciBridgeInfo, PciInfo, PciPath, RunState,
     };
 
     /// A reply with something in every field.
     fn reply(command: &Command) -> Reply {
         match command {
-            Command::Stop | Command::Cont | Command::Reset | Command::Powerdown | Command::Quit => {
-                Reply::Done
+            Command::Stop
+            | Command::Cont
+            | Command::Reset
+            | Command::Powerdown
+            | Command::Quit
+            | Command::RemoveDevice { .. } => Reply::Done,
+            Command::AddDisk(_) | Command::AddDevice { .. } => {
+                Reply::Plugged { path: PciPath { bridge: Some(2), slot: 1 } }
             }
             Command::QueryStatus => Reply::Status(RunState::Running),
             Command::QueryIdentity => Reply::Identity(Identity {
@@ -157,7 +163,7 @@ mod tests {
                 readonly: true,
                 direct: true,
             }]),
-            Command::QueryPci => Reply::Pci(vec![pci_info()]),
+            Command::QueryPci => Reply::Pci(vec![pci_bridge(), pci_info()]),
             Command::QueryIoThreads => {
                 Reply::IoThreads(vec![IoThreadInfo { id: "ecr-io0".into(), thread_id: 4712 }])
             }
@@ -174,6 +180,8 @@ mod tests {
             size: 0x4000,
         };
         PciInfo {
+            bus: 1,
+            path: PciPath { bridge: Some(2), slot: 3 },
             slot: 3,
             function: 0,
             id: "disk0".into(),
@@ -185,7 +193,42 @@ mod tests {
             irq_pin: 1,
             irq: 11,
             bars: vec![bar.clone(), PciBarInfo { index: 2, io: true, ..bar }],
+            bridge: None,
         }
+    }
+
+    fn pci_bridge() -> PciInfo {
+        PciInfo {
+            bus: 0,
+            path: PciPath { bridge: None, slot: 2 },
+            slot: 2,
+            class: 0x0604,
+            irq_pin: 0,
+            bars: Vec::new(),
+            bridge: Some(PciBridgeInfo {
+                secondary: 1,
+                subordinate: 1,
+                io: (0x1000, 0x1FFF),
+                memory: (0xC000_0000, 0xC01F_FFFF),
+                prefetchable: (0x80_0000_0000, 0x80_001F_FFFF),
+            }),
+            ..pci_info()
+        }
+    }
+
+    #[test]
+    fn what_is_behind_a_bridge_is_shown_with_it() {
+        let shown = info::pci(&Reply::Pci(vec![pci_bridge(), pci_info()])).unwrap();
+        let devices = shown[0]["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 1);
+        let bridge = &devices[0]["pci_bridge"];
+        assert_eq!(bridge["bus"]["secondary"], 1);
+        assert_eq!(
+            bridge["bus"]["memory_range"],
+            json!({"base": 0xC000_0000u32, "limit": 0xC01F_FFFFu32})
+        );
+        assert_eq!(bridge["devices"][0]["qdev_id"], "disk0");
+        assert_eq!(bridge["devices"][0]["bus"], 1);
     }
 
     #[test]

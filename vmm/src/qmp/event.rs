@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! Events as QEMU spells them (`qapi/run-state.json`).
+//! Events as QEMU spells them (`qapi/run-state.json`, `qapi/qdev.json`).
 
 use std::time::UNIX_EPOCH;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::schema::{Type, member};
+use super::schema::{Type, member, optional};
 use crate::control::{Event, EventKind, ShutdownReason};
 
 /// An event.
@@ -28,6 +28,7 @@ const CAUSE: Type = Type::Enum(&[
 ]);
 const GUEST_AND_CAUSE: Type =
     Type::Object(&[member("guest", &Type::Bool), member("reason", &CAUSE)]);
+const DELETED: Type = Type::Object(&[optional("device", &Type::Str), member("path", &Type::Str)]);
 const PANIC: Type = Type::Object(&[member("action", &Type::Enum(&["pause", "run"]))]);
 
 /// All events there are.
@@ -36,6 +37,7 @@ pub(super) const EVENTS: &[EventSpec] = &[
     EventSpec { name: "RESUME", data: &Type::EMPTY },
     EventSpec { name: "RESET", data: &GUEST_AND_CAUSE },
     EventSpec { name: "POWERDOWN", data: &Type::EMPTY },
+    EventSpec { name: "DEVICE_DELETED", data: &DELETED },
     EventSpec { name: "SHUTDOWN", data: &GUEST_AND_CAUSE },
     EventSpec { name: "GUEST_PANICKED", data: &PANIC },
     EventSpec { name: "GUEST_CRASHLOADED", data: &PANIC },
@@ -76,6 +78,10 @@ fn spell(kind: &EventKind) -> (&'static str, Option<Value>) {
         EventKind::Reset { guest: true } => ("RESET", cause(true, "guest-reset")),
         EventKind::Reset { guest: false } => ("RESET", cause(false, "host-qmp-system-reset")),
         EventKind::Powerdown => ("POWERDOWN", None),
+        EventKind::DeviceDeleted { id } => {
+            let path = format!("/machine/peripheral/{id}");
+            ("DEVICE_DELETED", Some(json!({"device": id, "path": path})))
+        }
         EventKind::Shutdown(reason) => ("SHUTDOWN", shutdown_cause(reason)),
         // What becomes of the VM is told by what follows.
         EventKind::GuestPanicked => ("GUEST_PANICKED", Some(json!({"action": "pause"}))),
@@ -128,6 +134,7 @@ mod tests {
             EventKind::Reset { guest: true },
             EventKind::Reset { guest: false },
             EventKind::Powerdown,
+            EventKind::DeviceDeleted { id: "disk0".into() },
             EventKind::Shutdown(ShutdownReason::GuestShutdown),
             EventKind::Shutdown(ShutdownReason::GuestReset),
             EventKind::Shutdown(ShutdownReason::GuestPanic),

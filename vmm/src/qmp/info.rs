@@ -303,6 +303,34 @@ const PCI_DEVICE: Type = Type::Object(&[
     optional("irq", &Type::Int),
     member("irq_pin", &Type::Int),
     member("qdev_id", &Type::Str),
+    optional("pci_bridge", &PCI_BRIDGE),
+    member("regions", &Type::Array(&PCI_REGION)),
+]);
+const PCI_BRIDGE: Type = Type::Object(&[
+    member(
+        "bus",
+        &Type::Object(&[
+            member("number", &Type::Int),
+            member("secondary", &Type::Int),
+            member("subordinate", &Type::Int),
+            member("io_range", &PCI_RANGE),
+            member("memory_range", &PCI_RANGE),
+            member("prefetchable_range", &PCI_RANGE),
+        ]),
+    ),
+    optional("devices", &Type::Array(&PCI_BEHIND)),
+]);
+const PCI_RANGE: Type = Type::Object(&[member("base", &Type::Int), member("limit", &Type::Int)]);
+/// As [`PCI_DEVICE`]; there are no bridges behind bridges.
+const PCI_BEHIND: Type = Type::Object(&[
+    member("bus", &Type::Int),
+    member("slot", &Type::Int),
+    member("function", &Type::Int),
+    member("class_info", &Type::Object(&[member("class", &Type::Int)])),
+    member("id", &PCI_ID),
+    optional("irq", &Type::Int),
+    member("irq_pin", &Type::Int),
+    member("qdev_id", &Type::Str),
     member("regions", &Type::Array(&PCI_REGION)),
 ]);
 const PCI_ID: Type = Type::Object(&[
@@ -322,26 +350,48 @@ const PCI_REGION: Type = Type::Object(&[
 
 pub(super) fn pci(reply: &Reply) -> Option<Value> {
     let Reply::Pci(functions) = reply else { return None };
-    // There is one bus.
-    Some(json!([{"bus": 0, "devices": functions.iter().map(pci_device).collect::<Value>()}]))
+    let on_root = functions.iter().filter(|function| function.path.bridge.is_none());
+    let devices: Value = on_root.map(|function| pci_root_device(function, functions)).collect();
+    Some(json!([{"bus": 0, "devices": devices}]))
+}
+
+/// A device of the root bus, among `all`. A bridge shows what is behind it.
+fn pci_root_device(function: &PciInfo, all: &[PciInfo]) -> Value {
+    let mut device = pci_device(function);
+    if let Some(bridge) = &function.bridge {
+        let range = |(base, limit): (u64, u64)| json!({"base": base, "limit": limit});
+        device["pci_bridge"] = json!({"bus": {
+            "number": function.bus,
+            "secondary": bridge.secondary,
+            "subordinate": bridge.subordinate,
+            "io_range": range(bridge.io),
+            "memory_range": range(bridge.memory),
+            "prefetchable_range": range(bridge.prefetchable),
+        }});
+        if bridge.secondary != 0 {
+            let behind = all.iter().filter(|it| it.path.bridge == Some(function.slot));
+            device["pci_bridge"]["devices"] = behind.map(pci_device).collect();
+        }
+    }
+    device
 }
 
 fn pci_device(function: &PciInfo) -> Value {
     let mut device = json!({
-        "bus": 0,
+        "bus": function.bus,
         "slot": function.slot,
         "function": function.function,
         "class_info": {"class": function.class},
-        "id": {
-            "device": function.device,
-            "vendor": function.vendor,
-            "subsystem": function.subsystem,
-            "subsystem-vendor": function.subsystem_vendor,
-        },
+        "id": {"device": function.device, "vendor": function.vendor},
         "irq_pin": function.irq_pin,
         "qdev_id": function.id,
         "regions": function.bars.iter().map(pci_region).collect::<Value>(),
     });
+    // A bridge has no subsystem.
+    if function.bridge.is_none() {
+        device["id"]["subsystem"] = json!(function.subsystem);
+        device["id"]["subsystem-vendor"] = json!(function.subsystem_vendor);
+    }
     if function.irq_pin != 0 {
         device["irq"] = json!(function.irq);
     }

@@ -62,7 +62,7 @@ impl Session {
             Run::Negotiate => self.negotiate(&request.arguments),
             Run::Here(answer) => Ok(answer()),
             Run::Control(command, spell) => {
-                let reply = controller.execute(*command)?;
+                let reply = controller.execute(command.clone())?;
                 spell(&reply).ok_or_else(|| {
                     QmpError::generic(format!("{command:?} was answered with {reply:?}"))
                 })

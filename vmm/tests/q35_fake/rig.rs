@@ -4,10 +4,12 @@
 //! A q35 whose processor runs a function of the test, and what that function needs of a driver.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ecr_vmm::config::{
-    BootConfig, ChardevConfig, CpuConfig, MachineType, MemoryConfig, ResetAction, VmConfig,
+    BootConfig, ChardevConfig, CpuConfig, DiskConfig, DiskIo, MachineType, MemoryConfig,
+    ResetAction, VmConfig,
 };
 use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
 use ecr_vmm::hypervisor::{Exit, Hypervisor};
@@ -56,9 +58,17 @@ impl Rig {
             serial: ChardevConfig::Off,
             pvpanic: true,
             on_reset: ResetAction::Reboot,
+            bridges: 0,
             io_threads: 0,
         };
         Self { dir, config }
+    }
+
+    /// A disk image of 16 sectors, each of which is full of its number.
+    pub(crate) fn image(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        fs::write(&path, (0..16u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>()).unwrap();
+        path
     }
 
     /// Start a machine whose processor runs `program`. A failed assertion in it fails the VM, with its text.
@@ -70,6 +80,20 @@ impl Rig {
         let hypervisor = Arc::clone(&fake) as Arc<dyn Hypervisor>;
         let options = VmOptions { hypervisor, paused: true, qmp: None };
         (ecr_vmm::start(self.config.clone(), options).unwrap(), fake)
+    }
+}
+
+/// A small disk.
+pub(crate) fn disk(id: &str, path: PathBuf) -> DiskConfig {
+    DiskConfig {
+        id: id.into(),
+        path,
+        readonly: false,
+        direct: false,
+        serial: None,
+        queues: 2,
+        queue_size: 8,
+        io: DiskIo::Auto,
     }
 }
 

@@ -13,8 +13,8 @@ use ecr_devices::backend::unix_socket::UnixSocket;
 use ecr_vmm::config::MachineType;
 use ecr_vmm::control::{
     BlockInfo, ChardevInfo, Command, CommandError, CpuInfo, Event, EventKind, Identity,
-    IoThreadInfo, MachineInfo, MemoryInfo, NvdimmInfo, PciBarInfo, PciInfo, Reply, RunState,
-    ShutdownReason,
+    IoThreadInfo, MachineInfo, MemoryInfo, NvdimmInfo, PciBarInfo, PciInfo, PciPath, Reply,
+    RunState, ShutdownReason,
 };
 use ecr_vmm::qmp::{Controller, Server};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -101,6 +101,8 @@ fn answer(query: &Command, state: RunState) -> Reply {
             direct: false,
         }]),
         Command::QueryPci => Reply::Pci(vec![PciInfo {
+            bus: 0,
+            path: PciPath { bridge: None, slot: 3 },
             slot: 3,
             function: 0,
             id: "disk0".into(),
@@ -119,6 +121,7 @@ fn answer(query: &Command, state: RunState) -> Reply {
                 address: 0xC000_0000,
                 size: 0x4000,
             }],
+            bridge: None,
         }]),
         Command::QueryIoThreads => {
             Reply::IoThreads(vec![IoThreadInfo { id: "io0".into(), thread_id: 4712 }])

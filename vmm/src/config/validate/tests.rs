@@ -45,6 +45,7 @@ fn good() -> VmConfig {
         serial: ChardevConfig::Fds { input: Some(0), output: 1 },
         pvpanic: true,
         on_reset: ResetAction::Reboot,
+        bridges: 1,
         io_threads: 0,
     }
 }
