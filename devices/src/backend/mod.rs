@@ -6,4 +6,5 @@
 pub mod block;
 pub mod chardev;
 pub(crate) mod stream;
+pub mod tap;
 pub mod unix_socket;

@@ -11,7 +11,7 @@
 //! Left out: packed virtqueues, `VIRTIO_F_IN_ORDER`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
@@ -33,6 +33,21 @@ const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
 /// Size of a descriptor in a table.
 const DESCRIPTOR_SIZE: u32 = 16;
+
+/// Where the elements of a used ring begin, and the size of each; section 2.7.8.
+const USED_ELEMENTS: u64 = 4;
+const USED_ELEMENT_SIZE: u64 = 8;
+
+/// What becomes of a chain that was taken by [`DeviceQueue::serve_while`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It is used, with so many bytes written.
+    Used(u32),
+    /// [`DeviceQueue::add_used`] has to follow.
+    Kept,
+    /// It cannot be dealt with now, so it is the next one again, and no more are taken.
+    Refused,
+}
 
 /// Something in a ring that the specification forbids to drivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -255,8 +270,8 @@ pub struct DeviceQueue {
     indirect: bool,
     // state
     active: ActiveQueue,
-    /// Whether used buffers were added since the driver was last notified.
-    unannounced: bool,
+    /// How many used chains were added since the driver was last notified.
+    unannounced: u16,
     failed: bool,
 }
 
@@ -269,7 +284,7 @@ impl DeviceQueue {
     ) -> Self {
         active.queue.set_event_idx(features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0);
         let indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1 != 0;
-        Self { interrupt, indirect, active, unannounced: false, failed: false }
+        Self { interrupt, indirect, active, unannounced: 0, failed: false }
     }
 
     /// Its number in the device.
@@ -321,12 +336,30 @@ impl DeviceQueue {
         chain: &mut Chain,
         mut take: impl FnMut(&Chain) -> Result<Option<u32>, RingError>,
     ) -> Result<(), RingError> {
+        self.serve_while(memory, chain, |chain| Ok(take(chain)?.map_or(Taken::Kept, Taken::Used)))
+    }
+
+    /// As [`Self::serve`], for devices that may have to stop in between.
+    ///
+    /// # Errors
+    /// The first [`RingError`], of the ring or from `take`.
+    pub fn serve_while(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &mut Chain,
+        mut take: impl FnMut(&Chain) -> Result<Taken, RingError>,
+    ) -> Result<(), RingError> {
         let mut left = BATCH;
         loop {
             self.active.queue.disable_notification(memory).map_err(|_| self.used_outside())?;
             while left > 0 && self.pop(memory, chain)? {
-                if let Some(written) = take(chain)? {
-                    self.add_used(memory, chain.head, written)?;
+                match take(chain)? {
+                    Taken::Used(written) => self.add_used(memory, chain.head, written)?,
+                    Taken::Kept => {}
+                    Taken::Refused => {
+                        self.put_back();
+                        return Ok(());
+                    }
                 }
                 left -= 1;
             }
@@ -400,8 +433,13 @@ impl DeviceQueue {
 
     /// Undo the last [`Self::pop`]: its chain, which is not used yet, is the next one again.
     pub fn put_back(&mut self) {
+        self.put_back_last(1);
+    }
+
+    /// Undo the last `count` calls of [`Self::pop`].
+    pub fn put_back_last(&mut self, count: u16) {
         let next = self.active.queue.next_avail();
-        self.active.queue.set_next_avail(next.wrapping_sub(1));
+        self.active.queue.set_next_avail(next.wrapping_sub(count));
     }
 
     /// Return the chain at `head`, into which the device wrote `written` bytes.
@@ -414,8 +452,38 @@ impl DeviceQueue {
         head: u16,
         written: u32,
     ) -> Result<(), RingError> {
-        self.unannounced = true;
-        self.active.queue.add_used(memory, head, written).map_err(|_| self.used_outside())
+        self.add_all_used(memory, &[(head, written)])
+    }
+
+    /// Return chains, each by its head and the bytes written. The driver sees all of them at once, or none.
+    ///
+    /// # Errors
+    /// [`RingError::Memory`] or [`RingError::DescriptorIndex`].
+    pub fn add_all_used(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), RingError> {
+        let (size, ring) = (self.size(), self.active.queue.used_ring());
+        let mut next = self.active.queue.next_used();
+        for &(head, written) in chains {
+            if head >= size {
+                return Err(RingError::DescriptorIndex { index: head, entries: size.into() });
+            }
+            let slot = USED_ELEMENTS + u64::from(next % size) * USED_ELEMENT_SIZE;
+            // Head and size, in one access.
+            let element = (u64::from(written) << 32 | u64::from(head)).to_le();
+            ring.checked_add(slot)
+                .and_then(|at| memory.write_obj(element, GuestAddress(at)).ok())
+                .ok_or_else(|| self.used_outside())?;
+            next = next.wrapping_add(1);
+        }
+        // Chains that were popped are at most as many as the queue has descriptors.
+        self.unannounced = self.unannounced.saturating_add(chains.len() as u16);
+        self.active.queue.set_next_used(next);
+        ring.checked_add(2)
+            .and_then(|at| memory.store(next.to_le(), GuestAddress(at), Ordering::Release).ok())
+            .ok_or_else(|| self.used_outside())
     }
 
     /// Interrupt the driver, if buffers were used that it wants to hear of. Once per batch.
@@ -423,26 +491,35 @@ impl DeviceQueue {
     /// # Errors
     /// [`RingError::Memory`].
     pub fn notify(&mut self, memory: &GuestMemory) -> Result<(), RingError> {
-        if std::mem::take(&mut self.unannounced) && self.driver_wants_to_hear(memory)? {
-            self.interrupt.queue(self.active.index);
+        match std::mem::take(&mut self.unannounced) {
+            0 => Ok(()),
+            count => {
+                if self.driver_wants_to_hear(memory, count)? {
+                    self.interrupt.queue(self.active.index);
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    fn driver_wants_to_hear(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
-        let queue = &mut self.active.queue;
+    /// Whether the driver wants to hear of the last `count` used chains, section 2.7.7.
+    fn driver_wants_to_hear(&self, memory: &GuestMemory, count: u16) -> Result<bool, RingError> {
+        let queue = &self.active.queue;
+        // The driver asks before it looks for used chains, so what it asks is read after they were added.
+        fence(Ordering::SeqCst);
         let ring = queue.avail_ring();
-        let wanted =
-            queue.needs_notification(memory).map_err(|_| ring_outside("available ring", ring))?;
+        let load = |offset: u64| {
+            let at = ring.checked_add(offset).map(GuestAddress);
+            at.and_then(|at| memory.load(at, Ordering::Relaxed).ok())
+                .map(u16::from_le)
+                .ok_or_else(|| ring_outside("available ring", ring))
+        };
         if queue.event_idx_enabled() {
-            return Ok(wanted);
+            // Behind flags, index and ring: the index of the chain that the driver waits for.
+            let event = load(4 + 2 * u64::from(self.size()))?;
+            return Ok(queue.next_used().wrapping_sub(event).wrapping_sub(1) < count);
         }
-        // The flag that `virtio_queue` leaves out; its fence was just passed.
-        let flags = memory
-            .load(GuestAddress(ring), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|_| ring_outside("available ring", ring))?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Collect the buffers of the chain that starts at `chain.head`.
