@@ -7,6 +7,7 @@
 //! is the board's, in a module of its own.
 
 mod console;
+mod net;
 mod plug;
 mod q35;
 mod query;

@@ -37,6 +37,9 @@ impl Machine {
             let device = self.open_vsock(&vsock, light)?;
             self.plug_cold("vsock0", device)?;
         }
+        for index in 0..self.config.nets.len() {
+            self.plug_net(index)?;
+        }
         for disk in self.config.disks.clone() {
             self.plug_disk(disk)?;
         }
@@ -47,6 +50,14 @@ impl Machine {
     fn plug_cold(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), StartError> {
         let place = self.board.next_slot(id)?;
         self.board.attach_virtio(id, place, device).map_err(failed)
+    }
+
+    fn plug_net(&mut self, index: usize) -> Result<(), StartError> {
+        let mut net = self.config.nets[index].clone();
+        let device = self.create_net(&mut net)?;
+        self.plug_cold(&net.id, device)?;
+        self.config.nets[index] = net;
+        Ok(())
     }
 
     fn plug_disk(&mut self, disk: DiskConfig) -> Result<(), StartError> {
