@@ -16,22 +16,31 @@
 mod clock;
 mod container;
 mod device;
+mod entropy;
 mod exec;
+mod files;
+mod hotplug;
 mod logger;
 mod loopback;
+mod metrics;
 mod modules;
 mod mounts;
+mod network;
 mod options;
 mod power;
 mod reaper;
 mod root;
 mod sandbox;
 mod service;
+mod setup;
 mod storage;
+mod uevent;
+mod volume;
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ecr_agent_protocol::AGENT_PORT;
@@ -41,6 +50,8 @@ use options::Options;
 use power::Stop;
 use reaper::Reaper;
 use sandbox::Sandbox;
+
+const TIME_TO_ANSWER: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
     logger::init();
@@ -78,8 +89,12 @@ fn run_as_service() -> Result<()> {
     runtime()?.block_on(async {
         reaper::adopt_orphans()?;
         let sandbox = Sandbox::new(Reaper::start()?);
-        let _server = start_server(&options, sandbox).await?;
-        power::termination().await.map(drop)
+        listen_for_devices(&sandbox);
+        let _server = start_server(&options, Arc::clone(&sandbox)).await?;
+        tokio::select! {
+            stop = power::termination() => stop.map(drop),
+            () = end_of_sandbox(&sandbox) => Ok(()),
+        }
     })
 }
 
@@ -100,6 +115,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Serve until somebody wants the guest stopped.
 async fn serve_guest(options: &Options) -> Result<Stop> {
     let sandbox = Sandbox::new(Reaper::start()?);
+    listen_for_devices(&sandbox);
     // A kernel without vsock still makes a useful guest: for `ecr.exec`, or to look around in.
     let _server = match start_server(options, Arc::clone(&sandbox)).await {
         Ok(server) => Some(server),
@@ -119,7 +135,23 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
     tokio::select! {
         stop = power::requested() => stop,
         () = program => Ok(Stop::PowerOff),
+        () = end_of_sandbox(&sandbox) => Ok(Stop::PowerOff),
     }
+}
+
+fn listen_for_devices(sandbox: &Arc<Sandbox>) {
+    let sandbox = Arc::clone(sandbox);
+    tokio::spawn(async move {
+        if let Err(error) = sandbox.uevents.listen().await {
+            log::error!("devices that are plugged will not be found in time: {error:#}");
+        }
+    });
+}
+
+/// The end of the sandbox is the end of the guest, but whoever asked for it has to be answered first.
+async fn end_of_sandbox(sandbox: &Sandbox) {
+    sandbox.stopped().await;
+    tokio::time::sleep(TIME_TO_ANSWER).await;
 }
 
 async fn start_server(options: &Options, sandbox: Arc<Sandbox>) -> Result<Server> {

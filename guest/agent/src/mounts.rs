@@ -84,8 +84,25 @@ pub fn unmount_all() {
     }
 }
 
+/// Whether something is mounted on `path`.
+pub fn is_mount_point(path: &Path) -> bool {
+    // Paths with and without a slash at the end are equal.
+    mounted().iter().any(|mounted| mounted == path)
+}
+
+/// Detach everything that is mounted below `directory`, the last mount first.
+pub fn detach_below(directory: &Path) {
+    for path in mounted().iter().rev() {
+        if path.starts_with(directory)
+            && let Err(error) = umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+        {
+            log::warn!("detach {}: {error}", path.display());
+        }
+    }
+}
+
 /// The present mount points, in the order of mounting; none as long as `/proc` is not mounted.
-fn mounted() -> Vec<PathBuf> {
+pub fn mounted() -> Vec<PathBuf> {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
     table
         .split(|&byte| byte == b'\n')

@@ -99,7 +99,7 @@ fn free_ram_disk() {
 }
 
 /// Delete what is below `directory` on the file system `device`; mounted file systems stay untouched.
-fn delete_below(directory: &Path, device: u64) {
+pub fn delete_below(directory: &Path, device: u64) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         // Not followed: a symbolic link is deleted, not what it points to.
