@@ -16,6 +16,7 @@ mod handle;
 pub mod hypervisor;
 mod machine;
 pub mod memory;
+pub mod probe;
 pub mod qmp;
 pub mod vcpu;
 pub mod vm;
