@@ -6,12 +6,14 @@
 //! | module | subject |
 //! |---|---|
 //! | [`management`], [`metrics`] | the socket that tools ask, and the figures it tells |
+//! | [`cgroup`] | the sandbox's cgroups |
 //! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
 //! | [`netns`] | network namespaces |
 //! | [`network`] | the pod's interfaces and taps |
 //! | [`spawn`] | helper processes |
 //! | [`vsock`] | the guest's address on the host's vsock |
 
+pub mod cgroup;
 pub mod management;
 pub mod metrics;
 pub mod mount;
