@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! Which containers share a virtual machine. CRI implementations say in annotations whether a container is a pod's
-//! sandbox or belongs to one; a container without such annotations has a virtual machine of its own.
+//! Which containers share a virtual machine, as the `config.json` of a bundle tells it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,50 +9,30 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::config::{ContainerType, container_type, sandbox_id};
 use crate::error::{Error, Kind, Result};
 
-/// Annotations that tell a container's type, and the values for a sandbox and for a container of a pod: containerd,
-/// CRI-O, dockershim. The first that is there counts.
-const TYPES: [(&str, &str, &str); 3] = [
-    ("io.kubernetes.cri.container-type", "sandbox", "container"),
-    ("io.kubernetes.cri-o.ContainerType", "sandbox", "container"),
-    ("io.kubernetes.docker.type", "podsandbox", "container"),
-];
-
-/// Annotations that name the sandbox of a container.
-const SANDBOX_IDS: [&str; 3] =
-    ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID", "io.kubernetes.sandbox.id"];
-
 /// The longest `config.json` that is read.
-pub(crate) const MAX_SPEC: u64 = 16 << 20;
+const MAX_SPEC: u64 = 16 << 20;
 
 /// What a container is to its virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// It is alone in it.
-    Single,
-    /// It is the first of a pod.
-    Sandbox,
+    /// It brings one with it: it is alone in it, or the first of a pod.
+    Owner,
     /// It joins the pod whose sandbox has this id.
-    Pod(String),
+    Member(String),
 }
 
 impl Role {
     /// Tell it from a container's annotations.
     pub fn of(annotations: &HashMap<String, String>) -> Result<Self> {
-        for (key, sandbox, container) in TYPES {
-            match annotations.get(key).map(String::as_str) {
-                None => {}
-                Some(value) if value == sandbox => return Ok(Role::Sandbox),
-                Some(value) if value == container => return sandbox_id(annotations).map(Role::Pod),
-                Some(value) => {
-                    return Err(invalid(format!(
-                        "Unknown container type {value} in annotation {key}"
-                    )));
-                }
+        match container_type(annotations)? {
+            ContainerType::Single | ContainerType::PodSandbox => Ok(Role::Owner),
+            ContainerType::PodContainer => {
+                sandbox_id(annotations).map(|id| Role::Member(id.to_owned()))
             }
         }
-        Ok(Role::Single)
     }
 
     /// Tell it from the `config.json` of a bundle.
@@ -65,8 +44,7 @@ impl Role {
             annotations: Option<HashMap<String, String>>,
         }
         let path = bundle.join("config.json");
-        let text = read_bounded(&path)?;
-        let spec: Annotated = serde_json::from_slice(&text)
+        let spec: Annotated = serde_json::from_slice(&read_bounded(&path)?)
             .map_err(|error| invalid(format!("read {}: {error}", path.display())))?;
         Self::of(&spec.annotations.unwrap_or_default())
     }
@@ -85,12 +63,6 @@ pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(failed)
 }
 
-fn sandbox_id(annotations: &HashMap<String, String>) -> Result<String> {
-    SANDBOX_IDS.iter().find_map(|key| annotations.get(*key)).cloned().ok_or_else(|| {
-        invalid(format!("Could not find sandbox ID: none of {} is set", SANDBOX_IDS.join(", ")))
-    })
-}
-
 fn invalid(text: String) -> Error {
     Error::new(Kind::InvalidArgument, text)
 }
@@ -99,39 +71,16 @@ fn invalid(text: String) -> Error {
 mod tests {
     use super::*;
 
-    fn role(annotations: &[(&str, &str)]) -> Result<Role> {
-        Role::of(&annotations.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect())
-    }
-
-    #[test]
-    fn every_cri_says_it_in_its_own_words() {
-        assert_eq!(role(&[]).unwrap(), Role::Single);
-        assert_eq!(role(&[("a", "b")]).unwrap(), Role::Single);
-        for (key, sandbox, id_key) in [
-            ("io.kubernetes.cri.container-type", "sandbox", "io.kubernetes.cri.sandbox-id"),
-            ("io.kubernetes.cri-o.ContainerType", "sandbox", "io.kubernetes.cri-o.SandboxID"),
-            ("io.kubernetes.docker.type", "podsandbox", "io.kubernetes.sandbox.id"),
-        ] {
-            assert_eq!(role(&[(key, sandbox), (id_key, "s1")]).unwrap(), Role::Sandbox);
-            let container = role(&[(key, "container"), (id_key, "s1")]).unwrap();
-            assert_eq!(container, Role::Pod("s1".into()));
-        }
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused_in_kata_s_words() {
-        let error = role(&[("io.kubernetes.cri.container-type", "pod")]).unwrap_err();
-        assert!(error.to_string().contains("Unknown container type pod"), "{error}");
-        let error = role(&[("io.kubernetes.cri.container-type", "container")]).unwrap_err();
-        assert!(error.to_string().contains("Could not find sandbox ID"), "{error}");
-    }
-
     #[test]
     fn only_the_annotations_of_a_specification_are_looked_at() {
         let dir = tempfile::tempdir().unwrap();
         let config = dir.path().join("config.json");
         fs::write(&config, r#"{"process": 7, "annotations": null}"#).unwrap();
-        assert_eq!(Role::of_bundle(dir.path()).unwrap(), Role::Single);
+        assert_eq!(Role::of_bundle(dir.path()).unwrap(), Role::Owner);
+        let member = r#"{"annotations": {"io.kubernetes.cri.container-type": "container",
+                         "io.kubernetes.cri.sandbox-id": "s1"}}"#;
+        fs::write(&config, member).unwrap();
+        assert_eq!(Role::of_bundle(dir.path()).unwrap(), Role::Member("s1".into()));
         fs::write(&config, "{").unwrap();
         let error = Role::of_bundle(dir.path()).unwrap_err();
         assert!(error.to_string().contains("config.json"), "{error}");

@@ -38,8 +38,8 @@ pub fn start(args: &Args) -> Result<String> {
     read_options()?;
     let api = newest_api(env::var("MAX_SHIM_VERSION").ok().as_deref())?;
     let address = match Role::of_bundle(&bundle)? {
-        Role::Pod(sandbox) => join(args, &sandbox)?,
-        Role::Single | Role::Sandbox => spawn(args, &bundle)?,
+        Role::Member(sandbox) => join(args, &sandbox)?,
+        Role::Owner => spawn(args, &bundle)?,
     };
     write(&bundle, "address", &address)?;
     Ok(answer(&address, api))

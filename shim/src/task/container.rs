@@ -54,7 +54,7 @@ impl Container {
 
     /// Does the sandbox live as long as this container?
     pub fn owns_sandbox(&self) -> bool {
-        !matches!(self.role, Role::Pod(_))
+        self.role == Role::Owner
     }
 
     /// The first process, or an exec.

@@ -81,8 +81,8 @@ impl Half {
         };
         let streams = Streams::open(&stdio, &self.pod.namespace, &call.id).await?;
         let sandbox = match &role {
-            Role::Pod(sandbox) => self.join(sandbox)?,
-            Role::Single | Role::Sandbox => self.launch(&request).await?,
+            Role::Member(sandbox) => self.join(sandbox)?,
+            Role::Owner => self.launch(&request).await?,
         };
         sandbox.create_container(&request).await?;
         let first = Process::first(&call.id, stdio, streams);
