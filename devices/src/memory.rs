@@ -4,6 +4,7 @@
 //! Guest memory as devices see it, and who must be told when it changes.
 
 use std::fmt;
+use std::os::fd::RawFd;
 
 use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -25,6 +26,17 @@ pub struct MemoryRegion {
     pub host: u64,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// How another process can map it, if it can.
+    pub shared: Option<SharedFile>,
+}
+
+/// Where a region lies in a file that processes share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedFile {
+    /// The file. It is open at least until the listeners have removed the region.
+    pub fd: RawFd,
+    /// Offset of the region's first byte.
+    pub offset: u64,
 }
 
 /// Somebody who keeps a copy of the memory map: the hypervisor, vhost, vhost-user, VFIO.

@@ -10,12 +10,13 @@ use clap::Parser;
 use uuid::Uuid;
 
 use crate::config::{
-    BootConfig, ChardevConfig, ConfigError, CpuConfig, DiskConfig, DiskIo, MachineType,
+    BootConfig, ChardevConfig, ConfigError, CpuConfig, DiskConfig, DiskIo, FsConfig, MachineType,
     MemoryConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockBackend, VsockConfig,
     validate,
 };
 use options::Options;
 
+mod devices;
 mod options;
 
 const EXAMPLES: &str = "\
@@ -24,6 +25,9 @@ Examples:
     ecr-vmm --kernel vmlinux --image rootfs.img
   Two vCPUs, 2 GiB, an initial RAM disk, a disk to write on:
     ecr-vmm --kernel bzImage --initrd initrd.img --cpus 2 --memory 2G --disk data.img
+  With a network, and a directory that virtiofsd serves:
+    ecr-vmm --kernel vmlinux --image rootfs.img --memory 512M,shared --net tap=tap0 \\
+      --fs socket=fs.sock,tag=data
   In the background, with its console and its control on sockets:
     ecr-vmm --kernel vmlinux --image rootfs.img --console unix:console.sock --qmp unix:qmp.sock
 
@@ -38,6 +42,18 @@ Keys of --disk:
   queues=N               request queues, one a vCPU where it is not given
   queue_size=N           entries of a queue, a power of two
   io=auto|uring|sync     how requests reach the host
+Keys of --net:
+  tap=NAME               the tap, which is made where it is not there
+  queues=N               pairs of queues, 1 where it is not given
+  vhost=on|off           let the host's kernel serve them, through /dev/vhost-net
+  fd=N[:N...]            in place of these: open descriptors, one for each pair of queues
+  vhostfd=N[:N...]       and as many of /dev/vhost-net
+  mac=ADDRESS, mtu=N     address of the guest, made up from its place where it is not given; its MTU
+  queue_size=N, id=ID    entries of a queue, a power of two; name for QMP
+Keys of --fs:
+  socket=PATH, tag=TAG   where the daemon listens, and the name under which the guest mounts it
+  queues=N, queue_size=N request queues, and entries of a queue
+  id=ID                  name for QMP
 
 Sizes are a whole number and a unit: 512M, 2G. A comma within a path is written twice.
 
@@ -116,6 +132,22 @@ struct Arguments {
         help_heading = "Devices"
     )]
     disks: Vec<DiskConfig>,
+    /// Network device before a tap; may be repeated. Its keys are listed below
+    #[arg(
+        long = "net",
+        value_name = "tap=NAME|fd=N[,KEY=VALUE...]",
+        value_parser = devices::net,
+        help_heading = "Devices"
+    )]
+    nets: Vec<devices::Net>,
+    /// Directory that a vhost-user daemon serves; may be repeated. Its keys are listed below
+    #[arg(
+        long = "fs",
+        value_name = "socket=PATH,tag=TAG[,KEY=VALUE...]",
+        value_parser = devices::fs,
+        help_heading = "Devices"
+    )]
+    fs: Vec<FsConfig>,
     /// Entropy device, fed from FILE or /dev/urandom
     #[arg(
         long,
@@ -262,6 +294,12 @@ impl Arguments {
                 disk.id = format!("disk{index}");
             }
         }
+        for (index, fs) in self.fs.iter_mut().enumerate() {
+            if fs.id.is_empty() {
+                fs.id = format!("fs{index}");
+            }
+        }
+        let nets = self.nets.into_iter().enumerate().map(|(index, net)| net.numbered(index));
         VmConfig {
             name: self.name,
             uuid: self.uuid.unwrap_or_default(),
@@ -271,8 +309,8 @@ impl Arguments {
             boot: BootConfig { kernel: self.kernel, initrd: self.initrd, cmdline },
             nvdimm,
             disks: self.disks,
-            nets: Vec::new(),
-            fs: Vec::new(),
+            nets: nets.collect(),
+            fs: self.fs,
             rng: self.rng.map(|path| RngConfig { path }),
             vsock: self.vsock,
             console: self.console,

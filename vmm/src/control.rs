@@ -349,6 +349,12 @@ pub enum EventKind {
     },
     /// The VM ends.
     Shutdown(ShutdownReason),
+    /// The process that serves a device is gone: what the guest asks of the device is not answered any more.
+    /// The VM goes on.
+    BackendLost {
+        /// The device.
+        id: String,
+    },
     /// The guest's kernel reported a panic; its vCPUs are stopped.
     GuestPanicked,
     /// The guest's kernel reported a panic and goes on to write a crash dump.

@@ -28,6 +28,8 @@ pub(crate) enum Message {
     Subscribe(mpsc::Sender<Event>),
     /// A vCPU has stopped by itself.
     Vcpu(u32, VcpuEvent),
+    /// The process that serves a device is gone.
+    BackendLost(String),
     /// A thread of this VM cannot go on.
     Failed(String),
 }

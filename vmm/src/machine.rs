@@ -7,6 +7,7 @@
 //! is the board's, in a module of its own.
 
 mod console;
+mod fs;
 mod net;
 mod plug;
 mod q35;
@@ -45,6 +46,7 @@ pub(crate) struct Machine {
     memory: MemoryManager,
     blocks: Vec<BlockInfo>,
     config: VmConfig,
+    mailbox: Arc<Mailbox>,
     hypervisor: Arc<dyn Hypervisor>,
     tsc_khz: Option<u32>,
     vm: Arc<dyn Vm>,
@@ -95,6 +97,7 @@ impl Machine {
             memory,
             blocks: Vec::new(),
             config,
+            mailbox: Arc::clone(mailbox),
             hypervisor,
             tsc_khz: None,
             vm: Arc::clone(&vm),

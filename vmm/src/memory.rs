@@ -11,11 +11,14 @@ mod backing;
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use ecr_arch::layout::Range;
-use ecr_devices::memory::{GuestMemory, GuestMemoryHandle, MemoryListener, MemoryRegion};
+use ecr_devices::memory::{
+    GuestMemory, GuestMemoryHandle, MemoryListener, MemoryRegion, SharedFile,
+};
 use vm_memory::{
     GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -195,11 +198,13 @@ impl MemoryManager {
 }
 
 fn describe(region: &GuestRegionMmap, read_only: bool) -> MemoryRegion {
+    let file = region.file_offset().filter(|_| region.flags() & libc::MAP_SHARED != 0);
     MemoryRegion {
         guest: region.start_addr(),
         size: region.len(),
         host: region.as_ptr() as u64,
         read_only,
+        shared: file.map(|file| SharedFile { fd: file.file().as_raw_fd(), offset: file.start() }),
     }
 }
 

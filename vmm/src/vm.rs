@@ -245,6 +245,7 @@ impl Control {
                 }
                 Message::Subscribe(subscriber) => self.subscribers.push(subscriber),
                 Message::Vcpu(index, event) => self.vcpu_stopped(index, event),
+                Message::BackendLost(id) => self.emit(EventKind::BackendLost { id }),
                 Message::Failed(text) => self.fail(text),
             }
         }

@@ -114,16 +114,20 @@ impl Kernel {
 /// The kernel is given host addresses, so each part of a ring must lie in one region: what follows a
 /// region in the guest need not follow it in this process, and the kernel would write there.
 fn lies_in_single_regions(config: &VringConfigData, memory: &GuestMemoryHandle) -> bool {
-    let size = usize::from(config.queue_size);
     let memory = memory.memory();
-    // Sections 2.7.5, 2.7.6 and 2.7.8.
+    ring_parts(config)
+        .into_iter()
+        .all(|(address, length)| memory.get_slice(GuestAddress(address), length).is_ok())
+}
+
+/// Address and size of a ring's parts: descriptors, available ring, used ring; sections 2.7.5, 2.7.6 and 2.7.8.
+pub(super) fn ring_parts(config: &VringConfigData) -> [(u64, usize); 3] {
+    let size = usize::from(config.queue_size);
     [
         (config.desc_table_addr, 16 * size),
         (config.avail_ring_addr, 6 + 2 * size),
         (config.used_ring_addr, 6 + 8 * size),
     ]
-    .into_iter()
-    .all(|(address, length)| memory.get_slice(GuestAddress(address), length).is_ok())
 }
 
 impl AsRawFd for Kernel {

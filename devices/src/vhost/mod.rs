@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! Devices whose queues the host's kernel serves (Linux, drivers/vhost).
+//! Devices whose queues somebody else serves: the host's kernel (Linux, drivers/vhost), or another process.
 
 pub mod kernel;
 pub mod memory;
+pub mod user;
 pub mod vsock;

@@ -42,6 +42,11 @@ pub trait VirtioDevice: Send {
     /// transport adds.
     fn features(&self) -> u64;
 
+    /// Features of transport and ring that whoever serves the queues can do; the transport offers no others.
+    fn ring_features(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Read device configuration; what lies outside of it reads as zero.
     fn config_read(&self, offset: u64, data: &mut [u8]);
 

@@ -134,6 +134,29 @@ fn other_devices() {
 }
 
 #[test]
+fn networks_and_file_systems() {
+    let config = config(&[
+        "--memory",
+        "512M,shared",
+        "--net",
+        "tap=tap0",
+        "--net",
+        "tap=tap1,id=lan",
+        "--fs",
+        "socket=a.sock,tag=a",
+        "--fs",
+        "socket=b.sock,tag=b",
+    ]);
+    let ids: Vec<_> = config.nets.iter().map(|net| net.id.as_str()).collect();
+    assert_eq!(ids, ["net0", "lan"]);
+    assert_ne!(config.nets[0].mac, config.nets[1].mac);
+    let ids: Vec<_> = config.fs.iter().map(|fs| fs.id.as_str()).collect();
+    assert_eq!(ids, ["fs0", "fs1"]);
+    assert!(refused(&["--fs", "socket=a,tag=a"]).starts_with("memory.shared: off"));
+    assert!(refused(&["--net", "tap=a/b"]).starts_with("nets[0].tap.name: "));
+}
+
+#[test]
 fn consoles() {
     let invocation = invocation(&["--console", "unix:c.sock", "--serial", "file:log"]);
     assert_eq!(invocation.config.console, ChardevConfig::Unix { path: "c.sock".into() });

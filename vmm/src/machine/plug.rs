@@ -40,6 +40,10 @@ impl Machine {
         for index in 0..self.config.nets.len() {
             self.plug_net(index)?;
         }
+        for fs in self.config.fs.clone() {
+            let device = self.create_fs(&fs)?;
+            self.plug_cold(&fs.id, device)?;
+        }
         for disk in self.config.disks.clone() {
             self.plug_disk(disk)?;
         }

@@ -29,6 +29,7 @@ const CAUSE: Type = Type::Enum(&[
 const GUEST_AND_CAUSE: Type =
     Type::Object(&[member("guest", &Type::Bool), member("reason", &CAUSE)]);
 const DELETED: Type = Type::Object(&[optional("device", &Type::Str), member("path", &Type::Str)]);
+const LOST: Type = Type::Object(&[member("device", &Type::Str)]);
 const PANIC: Type = Type::Object(&[member("action", &Type::Enum(&["pause", "run"]))]);
 
 /// All events there are.
@@ -38,6 +39,8 @@ pub(super) const EVENTS: &[EventSpec] = &[
     EventSpec { name: "RESET", data: &GUEST_AND_CAUSE },
     EventSpec { name: "POWERDOWN", data: &Type::EMPTY },
     EventSpec { name: "DEVICE_DELETED", data: &DELETED },
+    // QEMU has none for this, so it is spelled as an extension (docs/interop/qmp-spec.rst, 2.5).
+    EventSpec { name: "__io.containerd.ecr_BACKEND_LOST", data: &LOST },
     EventSpec { name: "SHUTDOWN", data: &GUEST_AND_CAUSE },
     EventSpec { name: "GUEST_PANICKED", data: &PANIC },
     EventSpec { name: "GUEST_CRASHLOADED", data: &PANIC },
@@ -81,6 +84,9 @@ fn spell(kind: &EventKind) -> (&'static str, Option<Value>) {
         EventKind::DeviceDeleted { id } => {
             let path = format!("/machine/peripheral/{id}");
             ("DEVICE_DELETED", Some(json!({"device": id, "path": path})))
+        }
+        EventKind::BackendLost { id } => {
+            ("__io.containerd.ecr_BACKEND_LOST", Some(json!({"device": id})))
         }
         EventKind::Shutdown(reason) => ("SHUTDOWN", shutdown_cause(reason)),
         // What becomes of the VM is told by what follows.
@@ -140,6 +146,7 @@ mod tests {
             EventKind::Shutdown(ShutdownReason::GuestPanic),
             EventKind::Shutdown(ShutdownReason::HostQuit),
             EventKind::Shutdown(ShutdownReason::Failed("x".into())),
+            EventKind::BackendLost { id: "fs0".into() },
             EventKind::GuestPanicked,
             EventKind::GuestCrashLoaded,
         ];

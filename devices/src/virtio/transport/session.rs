@@ -110,7 +110,7 @@ impl Session {
         memory: GuestMemoryHandle,
         interrupt: Arc<dyn VirtioInterrupt>,
     ) -> Self {
-        let offered = device.features() | feature::ALL;
+        let offered = device.features() | feature::ALL & device.ring_features();
         let state = SessionState::new(device.as_ref());
         Self { offered, device, memory, interrupt, kicks: Vec::new(), reported: false, state }
     }
