@@ -9,6 +9,8 @@
 
 #[path = "q35_fake/driver.rs"]
 mod driver;
+// Shared with other tests, which use the rest.
+#[allow(dead_code)]
 #[path = "q35_fake/rig.rs"]
 mod rig;
 

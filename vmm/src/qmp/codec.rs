@@ -95,6 +95,11 @@ impl Decoder {
         None
     }
 
+    /// Whether nothing of a next value has come yet.
+    pub(super) fn is_between_values(&self) -> bool {
+        self.state == State::Start && self.begin == self.input.len()
+    }
+
     /// Look at one byte, which is already counted as seen.
     fn step(&mut self, byte: u8) -> Option<Cut> {
         // These two are in no UTF-8 text; clients send them to get rid of what is pending.

@@ -5,9 +5,11 @@
 
 use serde_json::{Map, Value, json};
 
-use super::info;
+use super::backends::{self, Backends};
+use super::fds::FdTable;
 use super::request::QmpError;
-use super::schema::{self, Type, optional};
+use super::schema::{self, Type, member, optional};
+use super::{Controller, device, info};
 use crate::control::{Command, Reply};
 
 /// A command.
@@ -29,7 +31,18 @@ pub(super) enum Run {
     Here(fn() -> Value),
     /// The controller, and how its reply is spelled; `None` where the reply belongs to another command.
     Control(Command, fn(&Reply) -> Option<Value>),
+    /// What devices are made of: the command has arguments, and effects on the server.
+    Plug(fn(&Map<String, Value>, &mut Workbench<'_>) -> Result<Value, QmpError>),
 }
+
+/// What a command that deals with devices works on.
+pub(super) struct Workbench<'a> {
+    pub(super) backends: &'a mut Backends,
+    pub(super) fds: &'a mut FdTable,
+    pub(super) controller: &'a mut dyn Controller,
+}
+
+const FD_NAME: Type = Type::Object(&[member("fdname", &Type::Str)]);
 
 const CAPABILITIES: Type = Type::Object(&[optional("enable", &Type::Array(&Type::Enum(&["oob"])))]);
 
@@ -66,7 +79,27 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
     action("system_reset", Command::Reset),
     action("system_powerdown", Command::Powerdown),
     action("quit", Command::Quit),
+    plug("blockdev-add", &backends::BLOCKDEV, |arguments, at| at.backends.add_node(arguments)),
+    plug("blockdev-del", &backends::NODE_NAME, |arguments, at| at.backends.delete_node(arguments)),
+    plug("device_add", &device::ADD, |arguments, at| {
+        device::add(arguments, at.backends, at.controller)
+    }),
+    plug("device_del", &device::DELETE, |arguments, at| device::delete(arguments, at.controller)),
+    plug("getfd", &FD_NAME, |arguments, at| at.fds.name(fd_name(arguments)).map(|()| json!({}))),
+    plug("closefd", &FD_NAME, |arguments, at| at.fds.close(fd_name(arguments)).map(|()| json!({}))),
 ];
+
+fn fd_name(arguments: &Map<String, Value>) -> &str {
+    arguments.get("fdname").and_then(Value::as_str).unwrap_or_default()
+}
+
+const fn plug(
+    name: &'static str,
+    arguments: &'static Type,
+    run: fn(&Map<String, Value>, &mut Workbench<'_>) -> Result<Value, QmpError>,
+) -> CommandSpec {
+    CommandSpec { name, arguments, returns: &Type::EMPTY, run: Run::Plug(run) }
+}
 
 const fn here(name: &'static str, returns: &'static Type, answer: fn() -> Value) -> CommandSpec {
     CommandSpec { name, arguments: &Type::EMPTY, returns, run: Run::Here(answer) }

@@ -8,14 +8,20 @@
 //! `session` keeps what one client said, `codec` cuts and writes JSON, `command` and `event` are the tables
 //! from which dispatch, `query-commands` and `query-qmp-schema` all come, `info` spells replies.
 //!
-//! Left out: out-of-band execution (the capability is not offered), strings in single quotes, the
-//! check for members given twice (the last one counts), and descriptors sent along with a command, which the
-//! kernel discards.
+//! Devices that come and go are described to `backends`, `device` and `fds`, which is all that the server itself
+//! remembers.
+//!
+//! Left out: out-of-band execution (the capability is not offered), strings in single quotes, and the
+//! check for members given twice (the last one counts).
 
+mod backends;
 mod codec;
 mod command;
+mod device;
 mod event;
+mod fds;
 mod info;
+mod property;
 mod request;
 mod schema;
 mod server;

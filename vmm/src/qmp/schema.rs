@@ -20,8 +20,12 @@ pub(super) enum Type {
     Bool,
     Null,
     Enum(&'static [&'static str]),
+    /// Whatever it is, the command looks at it itself.
+    Any,
     Array(&'static Type),
     Object(&'static [Member]),
+    /// An object with members besides these.
+    Open(&'static [Member]),
 }
 
 /// A member of an object.
@@ -51,7 +55,8 @@ impl Type {
         match (self, value) {
             (Self::Str, Value::String(_))
             | (Self::Bool, Value::Bool(_))
-            | (Self::Null, Value::Null) => Ok(()),
+            | (Self::Null, Value::Null)
+            | (Self::Any, _) => Ok(()),
             (Self::Int, Value::Number(number)) if !number.is_f64() => Ok(()),
             (Self::Enum(values), Value::String(text)) if !values.contains(&text.as_str()) => {
                 Err(QmpError::generic(format!("Parameter '{name}' does not accept value '{text}'")))
@@ -63,6 +68,9 @@ impl Type {
                 .try_for_each(|(index, value)| element.check(&format!("{name}[{index}]"), value)),
             (Self::Object(members), Value::Object(values)) => {
                 check_members(members, values, &format!("{name}."))
+            }
+            (Self::Open(members), Value::Object(values)) => {
+                check_declared(members, values, &format!("{name}."))
             }
             _ => Err(QmpError::generic(format!(
                 "Invalid parameter type for '{name}', expected: {}",
@@ -79,7 +87,8 @@ impl Type {
             Self::Bool => "boolean",
             Self::Null => "null",
             Self::Array(_) => "array",
-            Self::Object(_) => "object",
+            Self::Any => "value",
+            Self::Object(_) | Self::Open(_) => "object",
         }
     }
 }
@@ -88,12 +97,25 @@ impl Type {
 pub(super) fn check_arguments(kind: &Type, values: &Map<String, Value>) -> Result<(), QmpError> {
     match kind {
         Type::Object(members) => check_members(members, values, ""),
+        Type::Open(members) => check_declared(members, values, ""),
         _ => Ok(()),
     }
 }
 
 /// In QEMU's order: what is declared first, then what is left.
 fn check_members(
+    members: &[Member],
+    values: &Map<String, Value>,
+    prefix: &str,
+) -> Result<(), QmpError> {
+    check_declared(members, values, prefix)?;
+    match values.keys().find(|key| members.iter().all(|member| member.name != *key)) {
+        Some(key) => Err(QmpError::generic(format!("Parameter '{prefix}{key}' is unexpected"))),
+        None => Ok(()),
+    }
+}
+
+fn check_declared(
     members: &[Member],
     values: &Map<String, Value>,
     prefix: &str,
@@ -107,10 +129,7 @@ fn check_members(
             }
         }
     }
-    match values.keys().find(|key| members.iter().all(|member| member.name != *key)) {
-        Some(key) => Err(QmpError::generic(format!("Parameter '{prefix}{key}' is unexpected"))),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The answer to `query-qmp-schema`: commands, events, and the types they use, each once.
@@ -152,6 +171,7 @@ impl Types {
             Type::Str => ("str".into(), json!({"meta-type": "builtin", "json-type": "string"})),
             Type::Int => ("int".into(), json!({"meta-type": "builtin", "json-type": "int"})),
             Type::Bool => ("bool".into(), json!({"meta-type": "builtin", "json-type": "boolean"})),
+            Type::Any => ("any".into(), json!({"meta-type": "builtin", "json-type": "value"})),
             Type::Null => ("null".into(), json!({"meta-type": "builtin", "json-type": "null"})),
             Type::Enum(values) => {
                 let members: Vec<Value> = values.iter().map(|name| json!({"name": name})).collect();
@@ -162,7 +182,7 @@ impl Types {
                 let name = format!("[{element}]");
                 (name, json!({"meta-type": "array", "element-type": element}))
             }
-            Type::Object(members) => {
+            Type::Object(members) | Type::Open(members) => {
                 let members: Vec<Value> = members.iter().map(|one| self.describe(one)).collect();
                 (self.seen.len().to_string(), json!({"meta-type": "object", "members": members}))
             }

@@ -8,18 +8,22 @@
 //! for it.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSliceMut, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use ecr_devices::backend::unix_socket::UnixSocket;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::Controller;
+use super::backends::Backends;
 use super::codec::write_line;
 use super::event::EventMessage;
+use super::fds::MAX_WAITING;
 use super::session::Session;
-use crate::control::Event;
+use crate::control::{Event, EventKind};
 
 /// Most clients at a time.
 const MAX_CLIENTS: usize = 16;
@@ -35,6 +39,7 @@ pub struct Server {
     epoll: Epoll,
     clients: BTreeMap<u64, Client>,
     next_token: u64,
+    backends: Backends,
 }
 
 /// A connection.
@@ -59,7 +64,13 @@ impl Server {
         // must not wake us for ever; the next one that connects does.
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, LISTENER);
         epoll.ctl(ControlOperation::Add, socket.as_raw_fd(), event)?;
-        Ok(Self { socket, epoll, clients: BTreeMap::new(), next_token: LISTENER + 1 })
+        Ok(Self {
+            socket,
+            epoll,
+            clients: BTreeMap::new(),
+            next_token: LISTENER + 1,
+            backends: Backends::default(),
+        })
     }
 
     /// Do all that can be done now. To be called when the server's descriptor is readable.
@@ -85,6 +96,9 @@ impl Server {
     /// Tell all clients that have negotiated.
     pub fn broadcast(&mut self, events: &[Event]) {
         for event in events {
+            if let EventKind::DeviceDeleted { id } = &event.kind {
+                self.backends.released(id);
+            }
             let mut line = Vec::new();
             write_line(&mut line, &EventMessage::from(event));
             for client in self.clients.values_mut() {
@@ -165,7 +179,8 @@ impl Server {
             if client.session.is_paused() {
                 return false;
             }
-            let Some(answer) = client.session.next_answer(controller) else { return true };
+            let answer = client.session.next_answer(&mut self.backends, controller);
+            let Some(answer) = answer else { return true };
             self.broadcast(&controller.take_events());
             if let Some(client) = self.clients.get_mut(&token) {
                 client.session.answer(&answer);
@@ -188,11 +203,21 @@ impl Client {
         Ok(Self { stream, session: Session::new(), interest, at_end: false })
     }
 
-    /// Take what the client sent. Descriptors that come along are closed by the kernel, because no room is
-    /// offered for them (unix(7)).
+    /// Take what the client sent, with the descriptors that come along. Those for which no room is offered are
+    /// closed by the kernel (unix(7)).
     fn read(&mut self) {
         let mut bytes = [0; TURN];
-        match self.stream.read(&mut bytes) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_WAITING))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received =
+            recvmsg(&self.stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags);
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                fds.for_each(|fd| self.session.receive_fd(fd));
+            }
+        }
+        match received.map(|message| message.bytes).map_err(io::Error::from) {
             Ok(0) => self.at_end = true,
             Ok(length) => self.session.receive(bytes.get(..length).unwrap_or_default()),
             Err(error) if is_transient(&error) => {}

@@ -3,11 +3,15 @@
 
 //! What one client has said and what it has yet to be told. Knows no socket.
 
+use std::os::fd::OwnedFd;
+
 use serde_json::{Map, Value, json};
 
 use super::Controller;
+use super::backends::Backends;
 use super::codec::{Decoder, write_line};
-use super::command::{self, Run};
+use super::command::{self, Run, Workbench};
+use super::fds::FdTable;
 use super::info;
 use super::request::{self, Answer, QmpError, Request};
 
@@ -21,13 +25,19 @@ const OUTPUT_MAX: usize = 1 << 20;
 pub(super) struct Session {
     decoder: Decoder,
     negotiated: bool,
+    fds: FdTable,
     output: Vec<u8>,
 }
 
 impl Session {
     /// A client that has just connected: it is greeted.
     pub(super) fn new() -> Self {
-        let mut session = Self { decoder: Decoder::new(), negotiated: false, output: Vec::new() };
+        let mut session = Self {
+            decoder: Decoder::new(),
+            negotiated: false,
+            fds: FdTable::default(),
+            output: Vec::new(),
+        };
         write_line(&mut session.output, &info::greeting());
         session
     }
@@ -37,19 +47,35 @@ impl Session {
         self.decoder.feed(bytes);
     }
 
+    /// Take a descriptor that the client sent along.
+    pub(super) fn receive_fd(&mut self, fd: OwnedFd) {
+        self.fds.receive(fd);
+    }
+
     /// Carry out the next command that has wholly arrived.
-    pub(super) fn next_answer(&mut self, controller: &mut dyn Controller) -> Option<Answer> {
-        let (id, request) = match self.decoder.next()? {
+    pub(super) fn next_answer(
+        &mut self,
+        backends: &mut Backends,
+        controller: &mut dyn Controller,
+    ) -> Option<Answer> {
+        let Some(message) = self.decoder.next() else {
+            if self.decoder.is_between_values() {
+                self.fds.forget_waiting();
+            }
+            return None;
+        };
+        let (id, request) = match message {
             Ok(message) => request::parse(message),
             Err(error) => (None, Err(error)),
         };
-        let result = request.and_then(|request| self.execute(&request, controller));
+        let result = request.and_then(|request| self.execute(&request, backends, controller));
         Some(Answer::new(id, result))
     }
 
     fn execute(
         &mut self,
         request: &Request,
+        backends: &mut Backends,
         controller: &mut dyn Controller,
     ) -> Result<Value, QmpError> {
         if !self.negotiated && request.command != "qmp_capabilities" {
@@ -66,6 +92,10 @@ impl Session {
                 spell(&reply).ok_or_else(|| {
                     QmpError::generic(format!("{command:?} was answered with {reply:?}"))
                 })
+            }
+            Run::Plug(run) => {
+                let mut at = Workbench { backends, fds: &mut self.fds, controller };
+                run(&request.arguments, &mut at)
             }
         }
     }

@@ -4,7 +4,7 @@
 //! A q35 whose processor runs a function of the test, and what that function needs of a driver.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ecr_vmm::config::{
@@ -69,6 +69,16 @@ impl Rig {
         let path = self.dir.path().join(name);
         fs::write(&path, (0..16u8).flat_map(|n| [n; 512]).collect::<Vec<u8>>()).unwrap();
         path
+    }
+
+    /// As [`Self::start`], with QMP clients on `socket`.
+    pub(crate) fn start_with_qmp<P>(&self, socket: &Path, program: P) -> VmHandle
+    where
+        P: Fn(&GuestCpu) -> Exit + Send + Sync + 'static,
+    {
+        let hypervisor = Arc::new(Fake::new().with_program(0, program));
+        let options = VmOptions { hypervisor, paused: true, qmp: Some(socket.to_owned()) };
+        ecr_vmm::start(self.config.clone(), options).unwrap()
     }
 
     /// Start a machine whose processor runs `program`. A failed assertion in it fails the VM, with its text.
