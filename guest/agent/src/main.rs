@@ -13,13 +13,16 @@
 // What containers need of the rest is there before the containers are.
 #![allow(dead_code)]
 
+mod cgroup;
 mod clock;
 mod container;
+mod debug_console;
 mod device;
 mod entropy;
 mod exec;
 mod files;
 mod hotplug;
+mod log_port;
 mod logger;
 mod loopback;
 mod metrics;
@@ -37,6 +40,7 @@ mod storage;
 mod uevent;
 mod volume;
 
+use std::future::Future;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -72,10 +76,16 @@ fn run_as_init() -> Result<()> {
     let options = Options::from_kernel_command_line()?;
     log::set_max_level(options.log);
     modules::load_listed()?;
-    if let Some(root) = &options.root
-        && root::on_initial_ram_disk()?
-    {
-        root::switch(root)?; // Returns only with an error.
+    if root::on_initial_ram_disk()? {
+        match &options.root {
+            Some(root) => drop(root::switch(root)?), // Returns only with an error.
+            None => root::stay()?,
+        }
+    }
+    options.report();
+    // Without them containers have no limits, but it is still a guest to look around in.
+    if let Err(error) = cgroup::prepare() {
+        log::error!("control groups: {error:#}");
     }
     set_host_name();
     loopback::bring_up()?;
@@ -88,8 +98,8 @@ fn run_as_service() -> Result<()> {
     log::set_max_level(options.log);
     runtime()?.block_on(async {
         reaper::adopt_orphans()?;
-        let sandbox = Sandbox::new(Reaper::start()?);
-        listen_for_devices(&sandbox);
+        let sandbox = Sandbox::with_hotplug_limit(Reaper::start()?, options.hotplug_limit);
+        start_helpers(&options, &sandbox);
         let _server = start_server(&options, Arc::clone(&sandbox)).await?;
         tokio::select! {
             stop = power::termination() => stop.map(drop),
@@ -114,8 +124,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 
 /// Serve until somebody wants the guest stopped.
 async fn serve_guest(options: &Options) -> Result<Stop> {
-    let sandbox = Sandbox::new(Reaper::start()?);
-    listen_for_devices(&sandbox);
+    let sandbox = Sandbox::with_hotplug_limit(Reaper::start()?, options.hotplug_limit);
+    start_helpers(options, &sandbox);
     // A kernel without vsock still makes a useful guest: for `ecr.exec`, or to look around in.
     let _server = match start_server(options, Arc::clone(&sandbox)).await {
         Ok(server) => Some(server),
@@ -139,11 +149,26 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
     }
 }
 
-fn listen_for_devices(sandbox: &Arc<Sandbox>) {
-    let sandbox = Arc::clone(sandbox);
+/// What runs beside the calls. None of it is worth stopping the agent for.
+fn start_helpers(options: &Options, sandbox: &Arc<Sandbox>) {
+    let uevents = Arc::clone(sandbox);
+    run_beside("devices that are plugged", async move { uevents.uevents.listen().await });
+    if let Some(port) = options.log_port {
+        run_beside("the log port", log_port::serve(port));
+    }
+    if options.debug_console {
+        let sandbox = Arc::clone(sandbox);
+        match options.debug_console_port {
+            Some(port) => run_beside("the debug console", debug_console::serve(port, sandbox)),
+            None => run_beside("the debug console", debug_console::on_console(sandbox)),
+        }
+    }
+}
+
+fn run_beside(what: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
     tokio::spawn(async move {
-        if let Err(error) = sandbox.uevents.listen().await {
-            log::error!("devices that are plugged will not be found in time: {error:#}");
+        if let Err(error) = work.await {
+            log::error!("{what}: {error:#}");
         }
     });
 }
@@ -175,4 +200,5 @@ fn announce() {
         uptime.as_secs(),
         uptime.subsec_micros(),
     );
+    log::debug!("{} us of CPU time until then", clock::own_work().as_micros());
 }

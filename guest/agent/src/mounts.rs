@@ -27,12 +27,13 @@ const NOSUID_NODEV_NOEXEC: MsFlags = NOSUID_NODEV.union(MsFlags::MS_NOEXEC);
 
 /// In the order of mounting.
 #[rustfmt::skip] // A table.
-const SYSTEM: [System; 8] = [
+const SYSTEM: [System; 9] = [
     System { kind: "proc",     target: "/proc",          flags: NOSUID_NODEV_NOEXEC, data: "" },
     System { kind: "sysfs",    target: "/sys",           flags: NOSUID_NODEV_NOEXEC, data: "" },
     System { kind: "devtmpfs", target: "/dev",           flags: NOSUID,              data: "mode=0755" },
     System { kind: "devpts",   target: "/dev/pts",       flags: NOSUID_NOEXEC,       data: "gid=5,mode=0620,ptmxmode=0666" },
     System { kind: "tmpfs",    target: "/dev/shm",       flags: NOSUID_NODEV,        data: "mode=1777" },
+    System { kind: "mqueue",   target: "/dev/mqueue",    flags: NOSUID_NODEV_NOEXEC, data: "" },
     System { kind: "tmpfs",    target: "/run",           flags: NOSUID_NODEV,        data: "mode=0755" },
     System { kind: "tmpfs",    target: "/tmp",           flags: NOSUID_NODEV,        data: "mode=1777" },
     System { kind: "cgroup2",  target: "/sys/fs/cgroup", flags: NOSUID_NODEV_NOEXEC, data: "nsdelegate" },

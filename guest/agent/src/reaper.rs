@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -23,17 +24,37 @@ use tokio::sync::watch;
 
 /// The end of one process. Every clone hears of it, at any time.
 #[derive(Clone, Debug)]
-pub struct Ended(watch::Receiver<Option<WaitStatus>>);
+pub struct Ended {
+    pid: Pid,
+    status: watch::Receiver<Option<WaitStatus>>,
+}
 
 impl Ended {
+    /// The number of the process; another one's once it has ended.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Send a signal by number, 0 being none, unless the process has ended. Who cannot be signalled ends anyway.
+    pub fn signal(&self, signal: i32) {
+        // Looking and sending are one step for this thread, which is the one that collects.
+        if self.status().is_none() {
+            // SAFETY: the call takes two numbers.
+            let outcome = unsafe { libc::kill(self.pid.as_raw(), signal) };
+            if let Err(error) = Errno::result(outcome) {
+                log::debug!("signal {signal} to process {}: {error}", self.pid);
+            }
+        }
+    }
+
     /// How the process ended; `None` as long as it has not.
     pub fn status(&self) -> Option<WaitStatus> {
-        *self.0.borrow()
+        *self.status.borrow()
     }
 
     /// Wait for the end of the process; `None` only if the agent itself is about to end.
     pub async fn wait(&self) -> Option<WaitStatus> {
-        self.0.clone().wait_for(Option::is_some).await.ok().and_then(|status| *status)
+        self.status.clone().wait_for(Option::is_some).await.ok().and_then(|status| *status)
     }
 }
 
@@ -55,11 +76,11 @@ impl Table {
     }
 
     fn claim(&mut self, pid: Pid) -> Ended {
-        let (waiter, ended) = watch::channel(self.strangers.remove(&pid));
-        if ended.borrow().is_none() {
+        let (waiter, status) = watch::channel(self.strangers.remove(&pid));
+        if status.borrow().is_none() {
             self.waiters.insert(pid, waiter);
         }
-        Ended(ended)
+        Ended { pid, status }
     }
 }
 

@@ -3,6 +3,9 @@
 
 //! From the initial RAM disk to the root file system, for kernels whose disk drivers are modules: wait for the device,
 //! mount it, free the RAM disk, and go on with the init that lives there.
+//!
+//! A guest that lives on its initial RAM disk stays there, but leaves the mount that the kernel made: nothing can take
+//! that one's place (pivot_root(2)), which is how a container gets its own root.
 
 use std::convert::Infallible;
 use std::ffi::CString;
@@ -39,19 +42,41 @@ pub fn on_initial_ram_disk() -> Result<bool> {
 pub fn switch(root: &Root) -> Result<Infallible> {
     wait_for(Path::new(&root.device))?;
     mount_new(root)?;
-    for path in CARRIED_OVER {
-        let target = format!("{NEW_ROOT}{path}");
-        mount(Some(path), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .with_context(|| format!("move {path} to the root file system"))?;
-    }
+    carry_over(&CARRIED_OVER)?;
     free_ram_disk();
-    chdir(NEW_ROOT).context("enter the root file system")?;
+    enter_new_root()?;
+    let init = CString::new(root.init.as_str()).context("init=")?;
+    execv(&init, &[&init]).with_context(|| format!("run {} of {}", root.init, root.device))
+}
+
+/// Go on with the initial RAM disk as root, by another mount of it.
+pub fn stay() -> Result<()> {
+    fs::create_dir_all(NEW_ROOT).with_context(|| format!("create {NEW_ROOT}"))?;
+    mount(Some("/"), NEW_ROOT, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context("mount the initial RAM disk once more")?;
+    carry_over(&CARRIED_OVER)?;
+    carry_over(&["/tmp"])?;
+    enter_new_root()?;
+    // Nothing is mounted there any more, and nobody needs it.
+    let _ = fs::remove_dir(NEW_ROOT);
+    Ok(())
+}
+
+fn carry_over(paths: &[&str]) -> Result<()> {
+    for path in paths {
+        let target = format!("{NEW_ROOT}{path}");
+        mount(Some(*path), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .with_context(|| format!("move {path} to the new root"))?;
+    }
+    Ok(())
+}
+
+fn enter_new_root() -> Result<()> {
+    chdir(NEW_ROOT).context("enter the new root")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .and_then(|()| chroot("."))
         .and_then(|()| chdir("/"))
-        .context("make it the root")?;
-    let init = CString::new(root.init.as_str()).context("init=")?;
-    execv(&init, &[&init]).with_context(|| format!("run {} of {}", root.init, root.device))
+        .context("make it the root")
 }
 
 /// Wait for the device node, without polling: its directory is watched.

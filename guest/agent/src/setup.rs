@@ -84,9 +84,9 @@ fn keep_namespaces_of_this_thread(hostname: &str, directory: &Path) -> Result<Na
 fn keep(kind: &str, directory: &Path) -> Result<PathBuf> {
     let path = directory.join(kind);
     let attempt = || format!("keep the {kind} namespace at {}", path.display());
-    File::options().create(true).append(true).open(&path).with_context(attempt)?;
-    // Of an attempt that failed later.
+    // Of an attempt that failed later. A namespace's file cannot be opened for writing.
     let _ = umount2(&path, MntFlags::MNT_DETACH);
+    File::options().create(true).append(true).open(&path).with_context(attempt)?;
     let source = format!("/proc/thread-self/ns/{kind}");
     mount(Some(source.as_str()), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .with_context(attempt)?;
