@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`management`], [`metrics`] | the socket that tools ask, and the figures it tells |
 //! | [`cgroup`] | the sandbox's cgroups |
+//! | [`hooks`] | OCI hooks |
 //! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
 //! | [`netns`] | network namespaces |
 //! | [`network`] | the pod's interfaces and taps |
@@ -14,6 +15,7 @@
 //! | [`vsock`] | the guest's address on the host's vsock |
 
 pub mod cgroup;
+pub mod hooks;
 pub mod management;
 pub mod metrics;
 pub mod mount;

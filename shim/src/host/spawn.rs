@@ -49,6 +49,8 @@ pub struct SpawnRequest<'a> {
     pub fds: Vec<(OwnedFd, RawFd)>,
     /// The network namespace that it runs in. `None`: that of this process.
     pub netns: Option<&'a Path>,
+    /// Give it a process group of its own, so that a signal reaches what it started, too.
+    pub own_group: bool,
 }
 
 /// Start a process.
@@ -83,8 +85,9 @@ fn spawn_here(request: SpawnRequest<'_>) -> Result<Child> {
             .add_dup2(fd.as_raw_fd(), *number)
             .with_context(|| format!("pass descriptor {number}"))?;
     }
-    let pid = posix_spawn(request.program, &actions, &fresh_signals()?, &argv, &env)?;
-    Child::new(pid)
+    let attributes = attributes(request.own_group)?;
+    let pid = posix_spawn(request.program, &actions, &attributes, &argv, &env)?;
+    Child::new(pid, request.own_group)
 }
 
 fn c_strings(words: Vec<OsString>) -> Result<Vec<CString>> {
@@ -117,14 +120,19 @@ fn out_of_the_way(mut fds: Vec<(OwnedFd, RawFd)>) -> Result<Vec<(OwnedFd, RawFd)
         .collect()
 }
 
-/// No signal blocked, none ignored.
-fn fresh_signals() -> Result<PosixSpawnAttr> {
+/// No signal blocked, none ignored, and a process group of its own if asked for.
+fn attributes(own_group: bool) -> Result<PosixSpawnAttr> {
     let mut attributes = PosixSpawnAttr::init()?;
+    let mut flags =
+        PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF;
     attributes.set_sigmask(&SigSet::empty())?;
     attributes.set_sigdefault(&SigSet::all())?;
-    attributes.set_flags(
-        PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
-    )?;
+    if own_group {
+        // 0: numbered as the process.
+        attributes.set_pgroup(Pid::from_raw(0))?;
+        flags |= PosixSpawnFlags::POSIX_SPAWN_SETPGROUP;
+    }
+    attributes.set_flags(flags)?;
     Ok(attributes)
 }
 
@@ -132,6 +140,7 @@ fn fresh_signals() -> Result<PosixSpawnAttr> {
 pub struct Child {
     pid: Pid,
     pidfd: OwnedFd,
+    own_group: bool,
     /// How it ended, once it is reaped. The number is the process's for as long as this is `None`.
     status: Mutex<Option<ExitStatus>>,
 }
@@ -143,7 +152,7 @@ impl fmt::Debug for Child {
 }
 
 impl Child {
-    fn new(pid: Pid) -> Result<Self> {
+    fn new(pid: Pid, own_group: bool) -> Result<Self> {
         // SAFETY: takes two numbers; the child is not reaped yet, so the number is its own.
         let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
         let fd = match Errno::result(result) {
@@ -157,7 +166,7 @@ impl Child {
         };
         // SAFETY: the kernel has just made this descriptor, nobody else knows it.
         let pidfd = unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd)?) };
-        Ok(Self { pid, pidfd, status: Mutex::new(None) })
+        Ok(Self { pid, pidfd, own_group, status: Mutex::new(None) })
     }
 
     /// Its process id.
@@ -165,13 +174,14 @@ impl Child {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// Send it a signal. A process that has ended is no error.
+    /// Send a signal to it, and to its group if that is its own. A process that has ended is no error.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let status = self.status.lock();
         if status.is_some() {
             return Ok(());
         }
-        match kill(self.pid, signal) {
+        let to = if self.own_group { Pid::from_raw(-self.pid.as_raw()) } else { self.pid };
+        match kill(to, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => {
                 Err(errno).with_context(|| format!("send {signal} to process {}", self.pid))
