@@ -12,7 +12,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
-const AGENT: &str = "ecr-agent";
+/// The group of the agent and its own programs.
+pub const AGENT: &str = "ecr-agent";
 
 /// Prepare the hierarchy of control groups for containers.
 pub fn prepare() -> Result<()> {

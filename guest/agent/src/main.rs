@@ -10,9 +10,6 @@
 //!
 //! `service` answers the protocol's calls; the state that they share is `sandbox`.
 
-// What containers need of the rest is there before the containers are.
-#![allow(dead_code)]
-
 mod cgroup;
 mod clock;
 mod container;
@@ -50,6 +47,7 @@ use anyhow::{Context, Result};
 use ecr_agent_protocol::AGENT_PORT;
 use ttrpc::r#async::Server;
 
+use container::helper;
 use options::Options;
 use power::Stop;
 use reaper::Reaper;
@@ -58,8 +56,12 @@ use sandbox::Sandbox;
 const TIME_TO_ANSWER: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
-    logger::init();
     let init = std::process::id() == 1;
+    // Words of the kernel command line may end up as arguments of init, and mean nothing there.
+    if !init && std::env::args_os().nth(1).is_some_and(|word| word == helper::ARGUMENT) {
+        return helper::main();
+    }
+    logger::init();
     let outcome = if init { run_as_init() } else { run_as_service() };
     // If init returns, the kernel panics, which is what the operator has to see.
     match outcome {
@@ -151,6 +153,7 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
 
 /// What runs beside the calls. None of it is worth stopping the agent for.
 fn start_helpers(options: &Options, sandbox: &Arc<Sandbox>) {
+    sandbox.containers.set_pipe_size(options.container_pipe_size.unwrap_or_default());
     let uevents = Arc::clone(sandbox);
     run_beside("devices that are plugged", async move { uevents.uevents.listen().await });
     if let Some(port) = options.log_port {

@@ -61,6 +61,7 @@ pub struct Namespaces {
 }
 
 impl Sandbox {
+    #[cfg(test)]
     pub fn new(reaper: Reaper) -> Arc<Self> {
         Self::with_hotplug_limit(reaper, HOTPLUG_LIMIT)
     }

@@ -81,6 +81,7 @@ pub async fn destroy_sandbox(
     sandbox: &Arc<Sandbox>,
     _: msg::DestroySandboxRequest,
 ) -> Result<Empty> {
+    crate::container::lifecycle::remove_all(sandbox).await;
     sandbox.stop();
     Ok(Empty::new())
 }
@@ -109,10 +110,12 @@ pub async fn remove_stale_virtiofs_share_mounts(
 }
 
 pub async fn get_diagnostic_data(
-    _: &Arc<Sandbox>,
-    _: msg::GetDiagnosticDataRequest,
+    sandbox: &Arc<Sandbox>,
+    request: msg::GetDiagnosticDataRequest,
 ) -> Result<msg::GetDiagnosticDataResponse> {
-    unimplemented("GetDiagnosticData")
+    let container = sandbox.containers.get(&request.container_id)?;
+    let data = container.diagnostic(&request.log_type)?;
+    Ok(msg::GetDiagnosticDataResponse { data, ..Default::default() })
 }
 
 /// The answer is the request's interface.
