@@ -32,6 +32,12 @@ impl Place {
         self.files.join("vmm")
     }
 
+    /// A file that was handed in under this name; it need not have been.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.files.join(name)
+    }
+
     /// A file of the built guest, such as `vmlinux` or `rootfs.img`.
     #[must_use]
     pub fn guest(&self, name: &str) -> PathBuf {

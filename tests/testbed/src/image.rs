@@ -21,13 +21,15 @@ use crate::files::{Space, make_ext4};
 use crate::{cache, mirror, tool};
 
 /// Raised whenever this module makes something else of the same packages.
-const BUILDER: u32 = 1;
+const BUILDER: u32 = 2;
 const SUITE: &str = "trixie";
 
 /// `extract` takes no package for granted, so the essential ones that a test or a person may want are named.
-const PACKAGES: [&str; 16] = [
+const PACKAGES: [&str; 22] = [
     "bash",
+    "busybox-static",
     "containerd",
+    "containernetworking-plugins",
     "coreutils",
     "dash",
     "diffutils",
@@ -36,10 +38,14 @@ const PACKAGES: [&str; 16] = [
     "grep",
     "gzip",
     "iproute2",
+    "iptables",
     "kmod",
     "mount",
+    "nftables",
     "procps",
+    "runc",
     "sed",
+    "strace",
     "util-linux",
     "virtiofsd",
 ];

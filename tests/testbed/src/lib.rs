@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`exec`] runs one command with a time limit and is the same code in both places. [`image`] builds the
-//! emulated host's disk from Debian packages, once, into a cache.
+//! emulated host's disk from Debian packages, once, into a cache; [`packages`] unpacks single ones.
 //!
 //! Left out: a network between the emulated host and this machine; tests need none.
 
@@ -32,6 +32,7 @@ pub mod init_program;
 pub mod interrupt;
 pub mod mirror;
 pub mod native;
+pub mod packages;
 pub mod protocol;
 pub mod qemu;
 pub mod runner;

@@ -19,6 +19,7 @@ use ecr_testbed::host::Host;
 use ecr_testbed::image::Image;
 use ecr_testbed::interrupt;
 use ecr_testbed::native::Native;
+use ecr_testbed::packages;
 use ecr_testbed::runner::{self, Plan};
 
 /// Run commands and tests on a machine with working KVM: this one, or one that QEMU emulates.
@@ -36,6 +37,16 @@ enum Verb {
         /// The architecture to build for [default: this machine's].
         #[arg(long, value_enum)]
         arch: Option<Arch>,
+    },
+    /// Fetch the containerds that tests run, if they are not in the cache; print NAME=PATH of each, as `--files`
+    /// takes it. One that cannot be had is left out, and why is said.
+    Containerds {
+        /// The architecture to fetch for [default: this machine's].
+        #[arg(long, value_enum)]
+        arch: Option<Arch>,
+        /// Only this one.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
     /// Run one command; its exit status becomes ours (124: time limit).
     Run {
@@ -127,6 +138,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", image.disk().parent().unwrap_or(Path::new(".")).display());
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Containerds { arch, only } => {
+            containerds(arch_or_native(arch)?, only.as_deref());
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Run { host, timeout, collect, command } => {
             let mut host = host.choose(&[])?;
             run_command(host.as_mut(), command, Duration::from_secs(timeout), collect.as_deref())
@@ -160,6 +175,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 CommandSpec { argv: vec!["bash".into(), "-l".into()], ..CommandSpec::default() };
             let ending = host.choose(&[])?.run_on_terminal(&shell)?;
             Ok(ExitCode::from(ending.status()))
+        }
+    }
+}
+
+fn containerds(arch: Arch, only: Option<&str>) {
+    for (name, suite) in packages::CONTAINERDS {
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
+        match packages::unpacked(suite, "containerd", arch) {
+            Ok(path) => println!("{name}={}", path.display()),
+            Err(error) => eprintln!("testbed: there is no {name} here: {error:#}"),
         }
     }
 }
