@@ -47,8 +47,8 @@ fn a_container_has_a_kernel_of_its_own(containerd: &mut Containerd) -> Result<()
 
 fn exit_codes_come_back(containerd: &mut Containerd) -> Result<()> {
     for (script, code) in [("true", 0), ("exit 3", 3), ("exit 255", 255), ("kill -9 $$", 137)] {
-        // A process cannot kill itself as the first of its namespace, so a second one does it.
-        let script = format!("sh -c '{script}'");
+        // The first process of a namespace cannot kill itself, so a second one does it, and is waited for.
+        let script = format!("sh -c '{script}'; exit $?");
         containerd.run(Runtime::wanted(), &[], "t1", &script)?.expect(code)?;
     }
     Ok(())
