@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Version;
 use super::image::PAUSE;
+use crate::place::Place;
 
 /// Where everything of one containerd is.
 #[derive(Debug, Clone)]
@@ -61,6 +62,47 @@ pub fn network(bridge: &str, paths: &Paths) -> String {
   }}]
 }}
 "#
+    )
+}
+
+/// Where Debian has virtiofsd.
+const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
+
+/// Our own configuration: the built guest, as small as it may be; virtiofsd, as handed in, or Debian's. `more` is put
+/// in place of a line that sets the same key, or added to the table `[hypervisor.ecr]`.
+#[must_use]
+pub fn ecr(place: &Place, more: &[&str]) -> String {
+    let handed_in = place.file("virtiofsd");
+    let daemon = if handed_in.exists() { handed_in } else { PathBuf::from(VIRTIOFSD) };
+    let daemon = daemon.display();
+    let (kernel, image) = (place.guest("vmlinux"), place.guest("rootfs.img"));
+    let lines = [
+        format!("kernel = \"{}\"", kernel.display()),
+        format!("image = \"{}\"", image.display()),
+        "default_vcpus = 1".to_owned(),
+        "default_memory = 256".to_owned(),
+        "shared_fs = \"virtio-fs\"".to_owned(),
+        format!("virtio_fs_daemon = \"{daemon}\""),
+        format!("valid_virtio_fs_daemon_paths = [\"{daemon}\"]"),
+        "virtio_fs_cache = \"auto\"".to_owned(),
+        "block_device_driver = \"virtio-blk\"".to_owned(),
+        "enable_annotations = [\"default_memory\", \"default_vcpus\"]".to_owned(),
+    ];
+    let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+    let kept = lines.iter().filter(|line| !more.iter().any(|other| key(other) == key(line)));
+    let machine: Vec<&str> = kept.map(String::as_str).chain(more.iter().copied()).collect();
+    format!(
+        r#"[hypervisor.ecr]
+{}
+[agent.kata]
+dial_timeout = 60
+[runtime]
+internetworking_model = "tcfilter"
+sandbox_cgroup_only = true
+enable_debug = {}
+"#,
+        machine.join("\n"),
+        std::env::var("ECR_TEST_LOG").is_ok_and(|level| level == "debug")
     )
 }
 

@@ -512,6 +512,7 @@ fn prepare(version: Version, place: &Place, paths: &Paths, bridge: &str) -> Resu
     }
     fs::write(paths.cni.join("10-ecr-tests.conflist"), config::network(bridge, paths))?;
     fs::write(paths.directory.join("config.toml"), config::containerd(version, paths))?;
+    fs::write(&paths.ecr, config::ecr(place, &[]))?;
     let shim = place.file("shim");
     if shim.exists() {
         symlink(shim, paths.directory.join("bin/containerd-shim-ecr-v2"))?;

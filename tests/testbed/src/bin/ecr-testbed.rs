@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ecr_testbed::arch::Arch;
-use ecr_testbed::choice::{self, Place, Wish};
+use ecr_testbed::choice::{self, Choice, Place, Wish};
 use ecr_testbed::emulated::{self, Emulated};
 use ecr_testbed::exec::{CommandSpec, Stream};
 use ecr_testbed::files::GivenFile;
@@ -47,6 +47,11 @@ enum Verb {
         /// Only this one.
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
+    },
+    /// Print where commands and tests would run, `native` or `testbed`, and on standard error why.
+    Place {
+        #[command(flatten)]
+        host: HostArgs,
     },
     /// Run one command; its exit status becomes ours (124: time limit).
     Run {
@@ -142,6 +147,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
             containerds(arch_or_native(arch)?, only.as_deref());
             Ok(ExitCode::SUCCESS)
         }
+        Verb::Place { host } => {
+            let place = match host.choice()?.place {
+                Place::Native => "native",
+                Place::Testbed => "testbed",
+            };
+            println!("{place}");
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Run { host, timeout, collect, command } => {
             let mut host = host.choose(&[])?;
             run_command(host.as_mut(), command, Duration::from_secs(timeout), collect.as_deref())
@@ -211,10 +224,16 @@ fn run_command(
 }
 
 impl HostArgs {
-    fn choose(self, more: &[GivenFile]) -> Result<Box<dyn Host>> {
+    fn choice(&self) -> Result<Choice> {
         let arch = arch_or_native(self.arch)?;
         let choice = choice::choose(self.wish()?, arch, self.probe_command.as_deref())?;
         eprintln!("testbed: {choice}");
+        Ok(choice)
+    }
+
+    fn choose(self, more: &[GivenFile]) -> Result<Box<dyn Host>> {
+        let arch = arch_or_native(self.arch)?;
+        let choice = self.choice()?;
         let files: Vec<GivenFile> = self.files.iter().chain(more).cloned().collect();
         let environment = self
             .env
