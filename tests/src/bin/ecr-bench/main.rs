@@ -8,7 +8,11 @@
 //! then. `ecr-bench memory`: the process's proportional set size without guest RAM and image, when the guest
 //! is up and idle.
 //!
+//! `ecr-bench pod` is another contest: see [`pod`].
+//!
 //! Started by `tools/dev bench`, which hands the files in. `ECR_QEMU` names another QEMU.
+
+mod pod;
 
 use std::env;
 use std::fs;
@@ -261,14 +265,17 @@ fn main() -> Result<()> {
     let (what, runs) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [what] => (what, 5),
         [what, runs] => (what, runs.parse().context("how many runs?")?),
-        _ => bail!("usage: ecr-bench boot|memory [RUNS]"),
+        _ => bail!("usage: ecr-bench boot|memory|pod [RUNS]"),
     };
+    if what == "pod" {
+        return pod::run(runs);
+    }
     let qemu = env::var_os("ECR_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into();
     let contest = Contest { place: Place::from_environment()?, qemu };
     let (cases, idle) = match what {
         "boot" => (BOOT, Duration::ZERO),
         "memory" => (MEMORY, Duration::from_millis(500)),
-        _ => bail!("no such benchmark: {what} (boot or memory)"),
+        _ => bail!("no such benchmark: {what} (boot, memory or pod)"),
     };
     println!("medians of {runs} runs each, ecr-vmm and QEMU in turn\n");
     println!("| case | figure | ecr-vmm | QEMU | ratio |\n|---|---|---|---|---|");
