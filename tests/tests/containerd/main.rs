@@ -23,6 +23,7 @@ macro_rules! tests_on {
     };
 }
 
+mod bad_input;
 mod basic;
 mod failures;
 mod many;
