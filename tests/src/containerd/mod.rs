@@ -568,10 +568,37 @@ pub fn with_containerd(
     body: impl FnOnce(&mut Containerd) -> Result<()>,
 ) -> Result<()> {
     let Some(mut containerd) = Containerd::start(version)? else {
-        println!("SKIPPED: {} cannot be had here", version.name());
-        std::process::exit(77);
+        skip(&Skipped("this containerd cannot be had here"));
     };
     let before = containerd.holdings()?;
     let result = body(&mut containerd).and_then(|()| containerd.leaves_nothing(&before));
-    result.with_context(|| containerd.log())
+    match result {
+        Err(error) if error.is::<Skipped>() => {
+            drop(containerd);
+            skip(&error);
+        }
+        result => result.with_context(|| containerd.log()),
+    }
+}
+
+/// Why a test cannot run here: the error that makes it count as skipped.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("{0}")]
+pub struct Skipped(pub &'static str);
+
+/// For the testbed's runner.
+fn skip(why: &dyn std::fmt::Display) -> ! {
+    println!("SKIPPED: {why}");
+    std::process::exit(77)
+}
+
+/// Fails as a skipped test where tests run with runc.
+///
+/// # Errors
+/// They do.
+pub fn only_ecr() -> Result<()> {
+    match Runtime::wanted() {
+        Runtime::Ecr => Ok(()),
+        Runtime::Runc => Err(Skipped("runc has no virtual machine").into()),
+    }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use ecr_tests::containerd::command::{Finished, start};
 use ecr_tests::containerd::config;
 use ecr_tests::containerd::cri::{ContainerSpec, PodSpec};
-use ecr_tests::containerd::{Containerd, LIMIT, Runtime};
+use ecr_tests::containerd::{Containerd, LIMIT, Runtime, Skipped, only_ecr};
 
 tests_on! {
     v1_6: V1_6, [a_missing_kernel_is_named, a_guest_that_panics_says_so];
@@ -22,13 +22,6 @@ tests_on! {
         an_agent_that_never_answers, a_guest_that_panics_says_so, a_guest_may_panic_later,
     ];
     v2: V2, [a_missing_kernel_is_named, a_guest_that_panics_says_so];
-}
-
-fn only_ecr() {
-    if Runtime::wanted() == Runtime::Runc {
-        println!("SKIPPED: runc has no virtual machine");
-        std::process::exit(77);
-    }
 }
 
 /// Runs a container with our configuration changed by `lines`.
@@ -54,7 +47,7 @@ fn refused(run: &Finished, words: &[&str]) -> Result<()> {
 }
 
 fn a_broken_configuration_is_shown(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     let run = run_with_text(containerd, "[hypervisor.ecr]\nkernel = = 1\n", "true")?;
     refused(&run, &["other.toml", "2"])?;
     refused(&run_with(containerd, &["default_memory = \"much\""], "true")?, &["default_memory"])?;
@@ -64,7 +57,7 @@ fn a_broken_configuration_is_shown(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn a_missing_kernel_is_named(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     for line in [
         "kernel = \"/no/such/kernel\"",
         "image = \"/no/such/image\"",
@@ -78,7 +71,7 @@ fn a_missing_kernel_is_named(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn annotations_need_permission(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     let cri = containerd.cri(Runtime::Ecr);
     let key = |name: &str| format!("io.katacontainers.config.hypervisor.{name}");
     let spec =
@@ -101,7 +94,7 @@ fn annotations_need_permission(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn the_hosts_network_is_refused(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     let cri = containerd.cri(Runtime::Ecr);
     let spec = PodSpec::new("host", containerd.scratch()).host_network();
     let error = cri.run_pod(&spec).err().context("it runs")?.to_string();
@@ -229,7 +222,7 @@ fn what_is_over_is_over(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn an_agent_that_never_answers(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     // A shell that waits for input is up, but no agent.
     let text = config::ecr(containerd.place(), &["kernel_params = \"init=/bin/sh\""])
         .replace("dial_timeout = 60", "dial_timeout = 12");
@@ -240,7 +233,7 @@ fn an_agent_that_never_answers(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn a_guest_that_panics_says_so(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     for parameters in ["root=/dev/nothing", "init=/no/such/init"] {
         let line = format!("kernel_params = \"{parameters}\"");
         refused(&run_with(containerd, &[&line], "true")?, &["panic"])?;
@@ -249,13 +242,12 @@ fn a_guest_that_panics_says_so(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn a_guest_may_panic_later(containerd: &mut Containerd) -> Result<()> {
-    only_ecr();
+    only_ecr()?;
     let script = "test -w /proc/sysrq-trigger || exit 5; echo c > /proc/sysrq-trigger; sleep 1000";
     let run = containerd.run(Runtime::Ecr, &["--privileged"], "t1", script)?;
     ensure!(run.code != 0, "{run}");
     if run.code == 5 {
-        println!("SKIPPED: the guest's kernel has no SysRq");
-        std::process::exit(77);
+        return Err(Skipped("the guest's kernel has no SysRq").into());
     }
     ensure!(containerd.whole_log().contains("panic"), "the log does not say why: {run}");
     Ok(())

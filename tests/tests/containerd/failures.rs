@@ -4,7 +4,7 @@
 //! What happens when a part of it dies.
 
 use anyhow::{Context, Result, ensure};
-use ecr_tests::containerd::{Containerd, HostProcess, Runtime};
+use ecr_tests::containerd::{Containerd, HostProcess, Runtime, only_ecr};
 
 tests_on! {
     v1_6: V1_6, [a_killed_shim_leaves_nothing, a_container_outlives_containerd];
@@ -47,10 +47,7 @@ fn a_container_outlives_containerd(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn without_virtiofsd_the_sandbox_ends(containerd: &mut Containerd) -> Result<()> {
-    if Runtime::wanted() == Runtime::Runc {
-        println!("SKIPPED: runc has no virtiofsd");
-        std::process::exit(77);
-    }
+    only_ecr()?;
     containerd.run_detached(Runtime::wanted(), &[], "t1", SLEEP)?;
     find(&containerd.processes_of("t1"), "virtiofsd")?.kill()?;
     containerd.wait_for_state("t1", Some("STOPPED"))?;

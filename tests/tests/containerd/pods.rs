@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ecr_tests::containerd::cri::cri::LinuxContainerResources;
 use ecr_tests::containerd::cri::{ContainerSpec, Cri, PodSpec};
-use ecr_tests::containerd::{Containerd, LIMIT, Runtime};
+use ecr_tests::containerd::{Containerd, LIMIT, Runtime, only_ecr};
 
 tests_on! {
     v1_6: V1_6, [
@@ -226,10 +226,7 @@ fn files_and_names_are_the_pods(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn a_pods_processes_are_shim_and_virtiofsd(containerd: &mut Containerd) -> Result<()> {
-    if Runtime::wanted() == Runtime::Runc {
-        println!("SKIPPED: runc's containers are processes of the host");
-        std::process::exit(77);
-    }
+    only_ecr()?;
     let pod = Pod::run(containerd, "two-processes")?;
     pod.start(&ContainerSpec::script("one", SLEEP))?;
     pod.start(&ContainerSpec::script("two", SLEEP))?;
