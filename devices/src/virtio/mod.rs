@@ -14,7 +14,7 @@ pub mod transport;
 pub mod vsock;
 
 #[cfg(test)]
-mod test_driver;
+pub(crate) mod test_driver;
 #[cfg(test)]
 mod test_interrupt;
 

@@ -32,7 +32,7 @@ use crate::io_thread::{IoHandle, Worker, WorkerSet};
 /// How long the other side may take until it has begun to talk.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// How long it may take for an exchange of messages later; a vCPU may be waiting.
-const EXCHANGE_TIME: Duration = Duration::from_secs(5);
+const EXCHANGE_TIME: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
 /// Between attempts to connect to a socket with a full queue.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -142,7 +142,7 @@ impl Connection {
                 attempted,
                 match error {
                     _ if timed_out => {
-                        format!("no answer within {} s, or gone meanwhile", time.as_secs())
+                        format!("no answer within {time:?}, or gone meanwhile")
                     }
                     vhost::Error::VhostUserProtocol(error) => error.to_string(),
                     error => error.to_string(),

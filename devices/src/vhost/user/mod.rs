@@ -59,4 +59,6 @@ pub enum VhostUserError {
 }
 
 #[cfg(test)]
+mod peer;
+#[cfg(test)]
 mod tests;
