@@ -5,5 +5,6 @@
 
 pub mod kernel;
 pub mod memory;
+pub mod net;
 pub mod user;
 pub mod vsock;

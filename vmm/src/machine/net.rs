@@ -3,11 +3,15 @@
 
 //! Network devices: from configuration to a device before a tap.
 
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use ecr_devices::backend::tap::{NetBackend, Tap};
 use ecr_devices::io_thread::IoThread;
+use ecr_devices::vhost::net::VhostNet;
 use ecr_devices::virtio::VirtioDevice;
 use ecr_devices::virtio::net::{Net, NetConfig as DeviceConfig};
 
@@ -16,30 +20,60 @@ use super::{Machine, failed};
 use crate::config::NetConfig;
 use crate::vm::StartError;
 
+const VHOST_NET: &str = "/dev/vhost-net";
+
 impl Machine {
     /// The device that `config` describes. From then on `config` names the descriptors that are the machine's
     /// own; the caller may close its own ones and open others with the same numbers.
     pub(super) fn create_net(
-        &self,
+        &mut self,
         config: &mut NetConfig,
     ) -> Result<Box<dyn VirtioDevice>, StartError> {
-        let id = config.id.clone();
-        let failed =
-            |problem: &dyn std::fmt::Display| failed(format!("network device {id}: {problem}"));
-        let taps = open_taps(config).map_err(|error| failed(&error))?;
+        self.open_net(config).map_err(|problem| {
+            let id = &config.id;
+            failed(format!("network device {id}: {problem}"))
+        })
+    }
+
+    fn open_net(
+        &mut self,
+        config: &mut NetConfig,
+    ) -> Result<Box<dyn VirtioDevice>, Box<dyn Error>> {
+        let taps = open_taps(config)?;
+        let kernels = open_kernels(config)?;
         let device = DeviceConfig {
             mac: config.mac.0,
             mtu: config.mtu,
             queue_size: config.queue_size,
             backends: taps.into_iter().map(|tap| Arc::new(tap) as Arc<dyn NetBackend>).collect(),
         };
-        let threads = self.io_threads.iter().map(IoThread::handle).collect();
-        Ok(Box::new(Net::new(device, threads).map_err(|error| failed(&error))?))
+        if kernels.is_empty() {
+            let threads = self.io_threads.iter().map(IoThread::handle).collect();
+            return Ok(Box::new(Net::new(device, threads)?));
+        }
+        let device = VhostNet::new(device, kernels, self.io_threads[0].handle())?;
+        for listener in device.memory_listeners() {
+            self.memory.subscribe(listener)?;
+        }
+        Ok(Box::new(device))
     }
 }
 
+/// One /dev/vhost-net for each pair of queues, or none.
+fn open_kernels(config: &mut NetConfig) -> Result<Vec<OwnedFd>, Box<dyn Error>> {
+    let Some(tap) = config.tap.as_ref().filter(|tap| tap.vhost) else {
+        return Ok(take_over(&mut config.vhost)?);
+    };
+    let open = |_| OpenOptions::new().read(true).write(true).open(VHOST_NET).map(OwnedFd::from);
+    let opened: io::Result<Vec<_>> = (0..tap.queues).map(open).collect();
+    opened.map_err(|error| {
+        format!("open {VHOST_NET}: {error}; load the module vhost_net, or leave vhost=on out")
+            .into()
+    })
+}
+
 /// The queues of a tap, by name or by descriptors.
-fn open_taps(config: &mut NetConfig) -> Result<Vec<Tap>, Box<dyn std::error::Error>> {
+fn open_taps(config: &mut NetConfig) -> Result<Vec<Tap>, Box<dyn Error>> {
     if let Some(tap) = &config.tap {
         return Ok(Tap::open(&tap.name, tap.queues)?);
     }
