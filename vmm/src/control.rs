@@ -59,6 +59,8 @@ pub enum Command {
     QueryPci,
     /// Threads that serve device queues.
     QueryIoThreads,
+    /// The last lines of the guest's consoles.
+    QueryLastOutput,
 }
 
 /// A device that can be plugged in.
@@ -123,6 +125,8 @@ pub enum Reply {
     Pci(Vec<PciInfo>),
     /// To [`Command::QueryIoThreads`].
     IoThreads(Vec<IoThreadInfo>),
+    /// To [`Command::QueryLastOutput`].
+    LastOutput(String),
 }
 
 /// A request that was refused. The machine is as it was.

@@ -108,6 +108,7 @@ impl AsRawFd for Mailbox {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     reason: Mutex<Option<ShutdownReason>>,
+    last_output: Mutex<String>,
     changed: Condvar,
     exit: EventFd,
 }
@@ -115,7 +116,17 @@ pub(crate) struct Outcome {
 impl Outcome {
     pub(crate) fn new() -> io::Result<Self> {
         let exit = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { reason: Mutex::new(None), changed: Condvar::new(), exit })
+        Ok(Self {
+            reason: Mutex::new(None),
+            last_output: Mutex::default(),
+            changed: Condvar::new(),
+            exit,
+        })
+    }
+
+    /// Before the reason: what the guest said last.
+    pub(crate) fn set_last_output(&self, text: String) {
+        *self.last_output.lock() = text;
     }
 
     /// Tell everybody. Only the first reason counts.
@@ -179,6 +190,19 @@ impl VmHandle {
     /// A descriptor that becomes readable when the VM has ended, for the caller's own event loop.
     pub fn exit_fd(&self) -> RawFd {
         self.outcome.exit.as_raw_fd()
+    }
+
+    /// Why the VM has ended, if it has.
+    pub fn ended(&self) -> Option<ShutdownReason> {
+        self.outcome.reason.lock().clone()
+    }
+
+    /// The last lines of the guest's consoles, also after the VM's end.
+    pub fn last_output(&self) -> String {
+        match self.send(Command::QueryLastOutput) {
+            Ok(Reply::LastOutput(text)) => text,
+            _ => self.outcome.last_output.lock().clone(),
+        }
     }
 
     /// Wait until the VM has ended and nothing of it is left.

@@ -92,7 +92,8 @@ pub fn start(config: VmConfig, options: VmOptions) -> Result<VmHandle, StartErro
             let (mailbox, outcome) = (Arc::clone(&mailbox), Arc::clone(&outcome));
             move || {
                 let control = || {
-                    match Control::build(config, options, mailbox, messages) {
+                    let shown = Arc::clone(&outcome);
+                    match Control::build(config, options, mailbox, messages, shown) {
                         Ok(control) => {
                             // The caller waits for it.
                             let _ = started.send(Ok(()));
@@ -145,6 +146,7 @@ struct Control {
     unsent: Vec<Event>,
     qmp: Option<qmp::Server>,
     epoll: Epoll,
+    outcome: Arc<Outcome>,
 }
 
 /// What the control thread waits for.
@@ -157,6 +159,7 @@ impl Control {
         options: VmOptions,
         mailbox: Arc<Mailbox>,
         messages: mpsc::Receiver<Message>,
+        outcome: Arc<Outcome>,
     ) -> Result<Self, StartError> {
         let host = |source| StartError::Host { attempted: "wait for events", source };
         let socket = options.qmp.as_deref().map(UnixSocket::bind).transpose();
@@ -184,6 +187,7 @@ impl Control {
             unsent: Vec::new(),
             qmp,
             epoll,
+            outcome,
         };
         if !options.paused {
             control.run_state = RunState::Running;
@@ -339,6 +343,7 @@ impl Control {
         }
         self.emit(EventKind::Shutdown(reason.clone()));
         self.tell_qmp();
+        self.outcome.set_last_output(self.machine.last_output());
         reason
     }
 }
@@ -376,6 +381,7 @@ impl Control {
             Command::QueryBlock => return Ok(Reply::Block(self.machine.blocks())),
             Command::QueryPci => return Ok(Reply::Pci(self.machine.pci())),
             Command::QueryIoThreads => return Ok(Reply::IoThreads(self.machine.io_threads())),
+            Command::QueryLastOutput => return Ok(Reply::LastOutput(self.machine.last_output())),
         }
         Ok(Reply::Done)
     }

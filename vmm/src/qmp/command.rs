@@ -197,6 +197,7 @@ mod tests {
                 direct: true,
             }]),
             Command::QueryPci => Reply::Pci(vec![pci_bridge(), pci_info()]),
+            Command::QueryLastOutput => Reply::LastOutput(String::new()),
             Command::QueryIoThreads => {
                 Reply::IoThreads(vec![IoThreadInfo { id: "ecr-io0".into(), thread_id: 4712 }])
             }
