@@ -9,6 +9,7 @@
 //! | [`cgroup`] | the sandbox's cgroups |
 //! | [`hooks`] | OCI hooks |
 //! | [`mount`], [`mountinfo`] | mounts and binds, and taking them down |
+//! | [`share`], [`virtiofsd`] | the files that host and guest share |
 //! | [`netns`] | network namespaces |
 //! | [`network`] | the pod's interfaces and taps |
 //! | [`spawn`] | helper processes |
@@ -22,5 +23,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod netns;
 pub mod network;
+pub mod share;
 pub mod spawn;
+pub mod virtiofsd;
 pub mod vsock;

@@ -5,6 +5,19 @@
 //!
 //! Everything here may be called at the same time from several tasks. Dropping a future cancels the call.
 
+pub mod agent;
+mod cleanup;
+mod hold;
+mod launch;
+mod machine;
+mod monitor;
+mod paths;
+pub mod persist;
+mod pod;
+
+pub use cleanup::clean_up;
+pub use launch::HostLauncher;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! A running sandbox: its machine, its agent, its containers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ecr_agent_protocol::agent::{self as rpc, Storage};
+use ecr_agent_protocol::oci;
+use ecr_vmm::control::{Command, Reply};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::task::spawn_blocking;
+
+use super::agent::{Agent, call, call_unbounded};
+use super::hold::Hold;
+use super::machine::Machine;
+use super::{ContainerRequest, Output, ProcessId, Sandbox};
+use crate::config::Config;
+use crate::container::rootfs::BlockRootfs;
+use crate::container::spec::{self, Constraints};
+use crate::container::volume::{self, Rules, Volume};
+use crate::container::wire;
+use crate::error::{Error, Kind, Result};
+use crate::host::{mount, share};
+
+/// SIGKILL.
+const KILL: u32 = 9;
+
+/// A running sandbox.
+pub struct Pod {
+    id: String,
+    config: Config,
+    agent: Agent,
+    machine: Machine,
+    /// What the sandbox holds of the host; `None` once it was given back.
+    hold: Arc<AsyncMutex<Option<Hold>>>,
+    containers: Mutex<HashMap<String, Container>>,
+    /// The disk that the first container's root file system came with at boot: its name and place.
+    boot_disk: Mutex<Option<BootDisk>>,
+}
+
+/// A disk that was there at boot for the first container.
+#[derive(Debug)]
+pub struct BootDisk {
+    /// The container.
+    pub container: String,
+    /// Where the guest finds it.
+    pub pci_path: String,
+}
+
+/// What a container holds of the host.
+#[derive(Debug, Clone, Default)]
+struct Container {
+    bundle: PathBuf,
+    /// Its root file system is mounted in its bundle.
+    mounted: bool,
+    /// Its disks that can be taken out of the machine.
+    disks: Vec<String>,
+    /// The agent knows it.
+    created: bool,
+}
+
+impl fmt::Debug for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pod").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A container's root file system, seen from the guest.
+struct Root {
+    path: String,
+    storages: Vec<Storage>,
+}
+
+impl Pod {
+    /// A sandbox whose agent answers.
+    pub fn new(
+        id: String,
+        config: Config,
+        agent: Agent,
+        machine: Machine,
+        hold: Hold,
+        boot_disk: Option<BootDisk>,
+    ) -> Self {
+        Self {
+            id,
+            config,
+            agent,
+            machine,
+            hold: Arc::new(AsyncMutex::new(Some(hold))),
+            containers: Mutex::default(),
+            boot_disk: Mutex::new(boot_disk),
+        }
+    }
+
+    /// What it holds of the host.
+    pub fn hold(&self) -> &Arc<AsyncMutex<Option<Hold>>> {
+        &self.hold
+    }
+
+    fn edit(&self, id: &str, change: impl FnOnce(&mut Container)) {
+        if let Some(container) = self.containers.lock().get_mut(id) {
+            change(container);
+        }
+    }
+
+    /// Everything of a container's creation. What it has taken is recorded as it is taken, for [`Self::release`].
+    async fn build(&self, request: &ContainerRequest) -> Result<()> {
+        let root = self.root(request).await?;
+        let guest = spec::for_guest(&request.spec, &root.path, self.constraints());
+        let mut message = rpc::CreateContainerRequest {
+            container_id: request.id.clone(),
+            exec_id: request.id.clone(),
+            storages: root.storages,
+            sandbox_pidns: guest.shares_pid_namespace,
+            ..Default::default()
+        };
+        let mut spec = guest.spec;
+        self.add_volumes(request, &mut spec, &mut message.storages).await?;
+        message.oci = Some(spec).into();
+        self.edit(&request.id, |container| container.created = true);
+        call!(self.agent, "CreateContainer", create_container, message).map(drop)
+    }
+
+    fn constraints(&self) -> Constraints {
+        Constraints { disable_seccomp: self.config.runtime.disable_guest_seccomp }
+    }
+
+    /// Bring the root file system where the guest sees it.
+    async fn root(&self, request: &ContainerRequest) -> Result<Root> {
+        let block = BlockRootfs::find(&request.rootfs, &self.config.hypervisor)?;
+        if let Some(block) = block {
+            let pci_path = match self.take_boot_disk(&request.id) {
+                Some(path) => path,
+                None => self.plug(&request.id, &block).await?,
+            };
+            let (storage, path) = block.storage(&request.id, &pci_path);
+            return Ok(Root { path, storages: vec![storage] });
+        }
+        let rootfs = request.bundle.join("rootfs");
+        if !request.rootfs.is_empty() {
+            let (mounts, target) = (request.rootfs.clone(), rootfs.clone());
+            self.edit(&request.id, |container| container.mounted = true);
+            blocking(move || {
+                std::fs::create_dir_all(&target)?;
+                mount::mount_all(&mounts, &target)
+            })
+            .await?;
+        }
+        let id = request.id.clone();
+        let path = self.with_share(move |share| share.add_rootfs(&id, &rootfs)).await?;
+        Ok(Root { path, storages: Vec::new() })
+    }
+
+    fn take_boot_disk(&self, container: &str) -> Option<String> {
+        let mut disk = self.boot_disk.lock();
+        disk.take_if(|disk| disk.container == container).map(|disk| disk.pci_path)
+    }
+
+    /// Plug the disk of a root file system into the running machine; returns where the guest finds it.
+    async fn plug(&self, container: &str, block: &BlockRootfs) -> Result<String> {
+        let id = disk_id(container);
+        let disk = block.disk(&id, &self.config.hypervisor);
+        self.edit(container, |container| container.disks.push(id));
+        match self.machine.send(Command::AddDisk(disk)).await? {
+            Reply::Plugged { path } => Ok(path.to_string()),
+            other => Err(Error::new(Kind::Internal, format!("the machine answered {other:?}"))),
+        }
+    }
+
+    /// Bring all mounts where the guest sees them, and say so in its specification.
+    async fn add_volumes(
+        &self,
+        request: &ContainerRequest,
+        spec: &mut oci::Spec,
+        storages: &mut Vec<Storage>,
+    ) -> Result<()> {
+        let rules = Rules { disable_guest_empty_dir: self.config.runtime.disable_guest_empty_dir };
+        let mut kept = Vec::new();
+        for (index, mount) in request.spec.mounts().iter().flatten().enumerate() {
+            let Some(mut shown) = spec.mounts.get(index).cloned() else { continue };
+            let volume = volume::classify(mount, rules)?;
+            let name = volume_name(&request.id, index, mount.destination());
+            match volume {
+                Volume::InGuest => {}
+                Volume::Dropped | Volume::Device => continue,
+                Volume::SharedMemory => bind(&mut shown, volume::GUEST_SHM.to_owned()),
+                Volume::Shared { source, read_only, watched } => {
+                    let in_share = name.clone();
+                    let add =
+                        move |share: &share::Share| share.add_volume(&in_share, &source, read_only);
+                    let mut path = self.with_share(add).await?;
+                    if watched {
+                        let (storage, copy) = volume::watched_storage(&path, &name);
+                        storages.push(storage);
+                        path = copy;
+                    }
+                    bind(&mut shown, path);
+                }
+                Volume::Memory { name, gid, size } => {
+                    let (storage, path) = volume::memory_storage(&name, gid, size);
+                    storages.push(storage);
+                    bind(&mut shown, path);
+                }
+                Volume::Local { name, gid } => {
+                    let (storage, path) = volume::local_storage(&name, gid);
+                    storages.push(storage);
+                    bind(&mut shown, path);
+                }
+            }
+            kept.push(shown);
+        }
+        spec.mounts = kept;
+        Ok(())
+    }
+
+    /// Lend the shared directory to a thread that may wait.
+    async fn with_share<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&share::Share) -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let share = self.hold.lock().await.as_ref().and_then(Hold::share);
+        let Some(share) = share else {
+            let text = "the sandbox shares no files with its guest (shared_fs), or has ended";
+            return Err(Error::new(Kind::FailedPrecondition, text));
+        };
+        blocking(move || work(&share)).await
+    }
+
+    /// Give back what a container holds of the host.
+    async fn release(&self, id: &str) -> Result<()> {
+        let Some(container) = self.containers.lock().remove(id) else { return Ok(()) };
+        for disk in &container.disks {
+            // The machine may be gone, and its disks with it.
+            if let Err(error) = self.machine.unplug(disk).await {
+                log::warn!("container {id}: {error}");
+            }
+        }
+        let share = self.hold.lock().await.as_ref().and_then(Hold::share);
+        let id = id.to_owned();
+        blocking(move || {
+            let shared = share.map_or(Ok(()), |share| share.remove_container(&id));
+            let mounted = unmount_rootfs(&container);
+            shared.and(mounted)
+        })
+        .await
+    }
+}
+
+fn unmount_rootfs(container: &Container) -> anyhow::Result<()> {
+    if container.mounted { mount::unmount(&container.bundle.join("rootfs")) } else { Ok(()) }
+}
+
+/// Run `work` on a thread that may wait.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> Result<T> {
+    match spawn_blocking(work).await {
+        Ok(result) => result.map_err(Error::from),
+        Err(error) => Err(Error::new(Kind::Internal, format!("a worker thread failed: {error}"))),
+    }
+}
+
+/// The name of the disk with a container's root file system.
+pub(super) fn disk_id(container: &str) -> String {
+    format!("rootfs-{container}")
+}
+
+/// What a volume is called in the share: unique in the container, and readable.
+fn volume_name(container: &str, index: usize, destination: &Path) -> String {
+    let base = destination.file_name().unwrap_or_default().to_string_lossy();
+    format!("{container}-{index:03}-{base}")
+}
+
+/// Let a mount of the specification bind the guest's `source`.
+fn bind(mount: &mut oci::Mount, source: String) {
+    mount.source = source;
+    mount.type_ = "bind".into();
+    if !mount.options.iter().any(|option| option == "bind" || option == "rbind") {
+        mount.options.push("rbind".into());
+    }
+}
+
+/// The agent's name of a process: that of a container's first process is the container's.
+fn exec_id(id: ProcessId<'_>) -> String {
+    if id.exec.is_empty() { id.container.into() } else { id.exec.into() }
+}
+
+#[async_trait]
+impl Sandbox for Pod {
+    async fn create_container(&self, request: &ContainerRequest) -> Result<()> {
+        let container = Container { bundle: request.bundle.clone(), ..Container::default() };
+        self.containers.lock().insert(request.id.clone(), container);
+        let built = self.build(request).await;
+        if let Err(error) = &built {
+            log::warn!("create container {}: {error}", request.id);
+            if let Err(error) = self.remove_container(&request.id).await {
+                log::warn!("undo the creation of container {}: {error}", request.id);
+            }
+        }
+        built
+    }
+
+    async fn start_container(&self, id: &str) -> Result<()> {
+        let message = rpc::StartContainerRequest { container_id: id.into(), ..Default::default() };
+        call!(self.agent, "StartContainer", start_container, message).map(drop)
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<()> {
+        let created = self.containers.lock().get(id).is_some_and(|container| container.created);
+        if created {
+            let message =
+                rpc::RemoveContainerRequest { container_id: id.into(), ..Default::default() };
+            // The host's part is given back whatever the guest says.
+            if let Err(error) = call!(self.agent, "RemoveContainer", remove_container, message) {
+                log::info!("container {id}: {error}");
+            }
+        }
+        self.release(id).await
+    }
+
+    async fn exec(&self, id: ProcessId<'_>, process: &Process) -> Result<()> {
+        let mut process = wire::process(process);
+        process.selinux_label.clear();
+        process.apparmor_profile.clear();
+        let message = rpc::ExecProcessRequest {
+            container_id: id.container.into(),
+            exec_id: id.exec.into(),
+            process: Some(process).into(),
+            ..Default::default()
+        };
+        call!(self.agent, "ExecProcess", exec_process, message).map(drop)
+    }
+
+    async fn signal(&self, id: ProcessId<'_>, signal: u32, all: bool) -> Result<()> {
+        let everything = id.exec.is_empty() && (all || signal == KILL);
+        let message = rpc::SignalProcessRequest {
+            container_id: id.container.into(),
+            exec_id: if everything { String::new() } else { exec_id(id) },
+            signal,
+            ..Default::default()
+        };
+        call!(self.agent, "SignalProcess", signal_process, message).map(drop)
+    }
+
+    async fn wait(&self, id: ProcessId<'_>) -> Result<u32> {
+        let message = rpc::WaitProcessRequest {
+            container_id: id.container.into(),
+            exec_id: exec_id(id),
+            ..Default::default()
+        };
+        let answer = call_unbounded!(self.agent, "WaitProcess", wait_process, message)?;
+        Ok(answer.status.cast_unsigned())
+    }
+
+    async fn write_stdin(&self, id: ProcessId<'_>, data: &[u8]) -> Result<usize> {
+        let message = rpc::WriteStreamRequest {
+            container_id: id.container.into(),
+            exec_id: exec_id(id),
+            data: data.to_vec(),
+            ..Default::default()
+        };
+        let answer = call_unbounded!(self.agent, "WriteStdin", write_stdin, message)?;
+        Ok(usize::try_from(answer.len).unwrap_or(data.len()).min(data.len()))
+    }
+
+    async fn close_stdin(&self, id: ProcessId<'_>) -> Result<()> {
+        let message = rpc::CloseStdinRequest {
+            container_id: id.container.into(),
+            exec_id: exec_id(id),
+            ..Default::default()
+        };
+        call!(self.agent, "CloseStdin", close_stdin, message).map(drop)
+    }
+
+    async fn read(&self, id: ProcessId<'_>, output: Output, limit: u32) -> Result<Vec<u8>> {
+        let message = rpc::ReadStreamRequest {
+            container_id: id.container.into(),
+            exec_id: exec_id(id),
+            len: limit,
+            ..Default::default()
+        };
+        let answer = match output {
+            Output::Stdout => call_unbounded!(self.agent, "ReadStdout", read_stdout, message),
+            Output::Stderr => call_unbounded!(self.agent, "ReadStderr", read_stderr, message),
+        };
+        Ok(answer?.data)
+    }
+
+    async fn resize_terminal(&self, id: ProcessId<'_>, rows: u32, columns: u32) -> Result<()> {
+        let message = rpc::TtyWinResizeRequest {
+            container_id: id.container.into(),
+            exec_id: exec_id(id),
+            row: rows,
+            column: columns,
+            ..Default::default()
+        };
+        call!(self.agent, "TtyWinResize", tty_win_resize, message).map(drop)
+    }
+
+    async fn pause(&self, id: &str) -> Result<()> {
+        let message = rpc::PauseContainerRequest { container_id: id.into(), ..Default::default() };
+        call!(self.agent, "PauseContainer", pause_container, message).map(drop)
+    }
+
+    async fn resume(&self, id: &str) -> Result<()> {
+        let message = rpc::ResumeContainerRequest { container_id: id.into(), ..Default::default() };
+        call!(self.agent, "ResumeContainer", resume_container, message).map(drop)
+    }
+
+    async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        let mut resources = wire::resources(resources);
+        spec::constrain_resources(&mut resources);
+        let message = rpc::UpdateContainerRequest {
+            container_id: id.into(),
+            resources: Some(resources).into(),
+            ..Default::default()
+        };
+        call!(self.agent, "UpdateContainer", update_container, message).map(drop)
+    }
+
+    async fn stats(&self, id: &str) -> Result<rpc::StatsContainerResponse> {
+        let message = rpc::StatsContainerRequest { container_id: id.into(), ..Default::default() };
+        call!(self.agent, "StatsContainer", stats_container, message)
+    }
+
+    async fn stop(&self) -> Result<()> {
+        // Held until all is given back, so that a second caller returns when nothing is left.
+        let mut hold = self.hold.lock().await;
+        let Some(taken) = hold.take() else { return Ok(()) };
+        self.agent.mark_dead();
+        let machine = self.machine.stop().await;
+        let containers: Vec<Container> =
+            self.containers.lock().drain().map(|(_, container)| container).collect();
+        let unmount = move || {
+            // All are tried.
+            let results: Vec<anyhow::Result<()>> = containers.iter().map(unmount_rootfs).collect();
+            results.into_iter().collect::<anyhow::Result<()>>()
+        };
+        let unmounted = blocking(unmount).await;
+        let released = taken.release().await;
+        machine.map_err(Error::from).and(unmounted).and(released)
+    }
+}
+
+/// The specification of the container that a sandbox was made for asks for these things of the whole sandbox.
+pub(super) fn sandbox_request(id: &str, spec: &Spec, config: &Config) -> rpc::CreateSandboxRequest {
+    const HOSTNAME_MAX: usize = 64;
+    let hostname = spec.hostname().clone().unwrap_or_default();
+    let shm_size = volume::shm_size(spec).unwrap_or(64 << 20);
+    let mut storages = Vec::new();
+    if config.hypervisor.shared_fs == crate::config::SharedFs::VirtioFs {
+        storages.push(Storage {
+            driver: "virtio-fs".into(),
+            source: config.hypervisor.virtio_fs_tag.clone(),
+            fstype: "virtiofs".into(),
+            mount_point: format!("{}/", share::GUEST),
+            ..Default::default()
+        });
+    }
+    storages.push(Storage {
+        driver: "ephemeral".into(),
+        source: "shm".into(),
+        fstype: "tmpfs".into(),
+        options: ["noexec", "nosuid", "nodev", "mode=1777"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([format!("size={shm_size}")])
+            .collect(),
+        mount_point: volume::GUEST_SHM.into(),
+        ..Default::default()
+    });
+    rpc::CreateSandboxRequest {
+        hostname: hostname.chars().take(HOSTNAME_MAX).collect(),
+        dns: volume::dns(spec),
+        storages,
+        sandbox_id: id.into(),
+        guest_hook_path: config.hypervisor.guest_hook_path.clone(),
+        kernel_modules: config.agent.kernel_modules.iter().map(|m| kernel_module(m)).collect(),
+        ..Default::default()
+    }
+}
+
+/// A module's name and its parameters, separated by blanks.
+fn kernel_module(text: &str) -> rpc::KernelModule {
+    let mut words = text.split_whitespace().map(str::to_owned);
+    rpc::KernelModule {
+        name: words.next().unwrap_or_default(),
+        parameters: words.collect(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_of_one_container_have_names_of_their_own() {
+        let first = volume_name("c", 3, Path::new("/etc/hosts"));
+        assert_eq!(first, "c-003-hosts");
+        assert_ne!(first, volume_name("c", 4, Path::new("/var/hosts")));
+        assert_eq!(volume_name("c", 0, Path::new("/")), "c-000-");
+    }
+
+    #[test]
+    fn a_module_has_parameters() {
+        let module = kernel_module("e1000e InterruptThrottleRate=3000,3000 EEE=1");
+        assert_eq!(module.name, "e1000e");
+        assert_eq!(module.parameters, ["InterruptThrottleRate=3000,3000", "EEE=1"]);
+    }
+
+    #[test]
+    fn the_guest_is_told_what_the_pod_wants() {
+        let spec: Spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.2", "hostname": "h".repeat(80),
+            "mounts": [{"destination": "/dev/shm", "type": "tmpfs", "options": ["size=1m"]}]
+        }))
+        .unwrap();
+        let request = sandbox_request("s1", &spec, &Config::default());
+        assert_eq!(request.hostname.len(), 64);
+        assert_eq!(request.storages[0].source, "kataShared");
+        assert!(request.storages[1].options.contains(&"size=1048576".to_owned()));
+    }
+}
