@@ -29,7 +29,7 @@ use super::agent::{Agent, AgentAddress, call};
 use super::hold::Hold;
 use super::machine::{Machine, MachineRequest, vm_config, with_last_output};
 use super::paths::Paths;
-use super::pod::{BootDisk, Pod, blocking, disk_id, sandbox_request};
+use super::pod::{BootDisk, Pod, blocking, disk_id, run_hooks, sandbox_request};
 use super::{ContainerRequest, Launched, Launcher, Sandbox, monitor};
 use crate::config::{
     Config, ContainerType, SharedFs, Sizing, Sources, container_type, requested_by_annotations,
@@ -38,6 +38,7 @@ use crate::config::{
 use crate::container::rootfs::BlockRootfs;
 use crate::error::{Error, Kind, Result};
 use crate::host::cgroup::{self, SandboxCgroups};
+use crate::host::hooks::Stage;
 use crate::host::management::{self, ManagementState};
 use crate::host::netns::{self, PodNetns};
 use crate::host::network::{self, Network, NetworkRequest};
@@ -141,6 +142,7 @@ impl Launch {
     async fn take_from_host(&mut self) -> Result<()> {
         let netns = self.find_netns().await;
         self.hold.netns = netns.map_err(|error| error.context("find the pod's network"))?;
+        self.run_hooks().await?;
         let cgroups = self.make_cgroups().await;
         self.hold.cgroups = Some(cgroups.map_err(|error| error.context("set up the cgroups"))?);
         let (share, network, cid) =
@@ -164,6 +166,17 @@ impl Launch {
         }
         let request = self.request.clone();
         blocking(move || netns::for_pod(&request.spec, &request.id)).await.map(Some)
+    }
+
+    /// Before the network is looked at: hooks may fill it.
+    async fn run_hooks(&self) -> Result<()> {
+        let request = self.request.clone();
+        let netns = self.hold.netns.as_ref().map(|netns| netns.path.clone());
+        let run = move || {
+            run_hooks(&request, netns.as_deref(), Stage::Prestart)?;
+            run_hooks(&request, netns.as_deref(), Stage::CreateRuntime)
+        };
+        blocking(run).await.map_err(|error| error.context("run the hooks of the sandbox"))
     }
 
     /// Made, and entered by this process, before anything that shall live in them.

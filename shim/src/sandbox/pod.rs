@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -27,6 +27,7 @@ use crate::container::spec::{self, Constraints};
 use crate::container::volume::{self, Rules, Volume};
 use crate::container::wire;
 use crate::error::{Error, Kind, Result};
+use crate::host::hooks::{self, Stage};
 use crate::host::{mount, share};
 
 /// SIGKILL.
@@ -55,9 +56,9 @@ pub struct BootDisk {
 }
 
 /// What a container holds of the host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Container {
-    bundle: PathBuf,
+    request: Arc<ContainerRequest>,
     /// Its root file system is mounted in its bundle.
     mounted: bool,
     /// Its disks that can be taken out of the machine.
@@ -125,7 +126,27 @@ impl Pod {
         self.add_volumes(request, &mut spec, &mut message.storages).await?;
         message.oci = Some(spec).into();
         self.edit(&request.id, |container| container.created = true);
-        call!(self.agent, "CreateContainer", create_container, message).map(drop)
+        call!(self.agent, "CreateContainer", create_container, message)?;
+        if request.id == self.id {
+            return Ok(()); // Those of the sandbox have run before there was one.
+        }
+        self.run_hooks(Arc::new(request.clone()), Stage::Prestart).await?;
+        self.run_hooks(Arc::new(request.clone()), Stage::CreateRuntime).await
+    }
+
+    async fn run_hooks(&self, request: Arc<ContainerRequest>, stage: Stage) -> Result<()> {
+        if request.spec.hooks().is_none() {
+            return Ok(());
+        }
+        let hold = self.hold.lock().await;
+        let netns = hold.as_ref().and_then(|hold| hold.netns.as_ref());
+        let netns = netns.map(|netns| netns.path.clone());
+        drop(hold);
+        blocking(move || run_hooks(&request, netns.as_deref(), stage)).await
+    }
+
+    fn request(&self, id: &str) -> Option<Arc<ContainerRequest>> {
+        self.containers.lock().get(id).map(|container| Arc::clone(&container.request))
     }
 
     fn constraints(&self) -> Constraints {
@@ -254,7 +275,11 @@ impl Pod {
 }
 
 fn unmount_rootfs(container: &Container) -> anyhow::Result<()> {
-    if container.mounted { mount::unmount(&container.bundle.join("rootfs")) } else { Ok(()) }
+    if container.mounted {
+        mount::unmount(&container.request.bundle.join("rootfs"))
+    } else {
+        Ok(())
+    }
 }
 
 /// Run `work` on a thread that may wait.
@@ -265,6 +290,16 @@ pub(super) async fn blocking<T: Send + 'static>(
         Ok(result) => result.map_err(Error::from),
         Err(error) => Err(Error::new(Kind::Internal, format!("a worker thread failed: {error}"))),
     }
+}
+
+/// Run a container's hooks of one stage. Blocking.
+pub(super) fn run_hooks(
+    request: &ContainerRequest,
+    netns: Option<&Path>,
+    stage: Stage,
+) -> anyhow::Result<()> {
+    let ContainerRequest { id, bundle, spec, .. } = request;
+    hooks::run(&hooks::Container { id, bundle, spec, netns }, stage)
 }
 
 /// The name of the disk with a container's root file system.
@@ -295,7 +330,12 @@ fn exec_id(id: ProcessId<'_>) -> String {
 #[async_trait]
 impl Sandbox for Pod {
     async fn create_container(&self, request: &ContainerRequest) -> Result<()> {
-        let container = Container { bundle: request.bundle.clone(), ..Container::default() };
+        let container = Container {
+            request: Arc::new(request.clone()),
+            mounted: false,
+            disks: Vec::new(),
+            created: false,
+        };
         self.containers.lock().insert(request.id.clone(), container);
         let built = self.build(request).await;
         if let Err(error) = &built {
@@ -309,7 +349,11 @@ impl Sandbox for Pod {
 
     async fn start_container(&self, id: &str) -> Result<()> {
         let message = rpc::StartContainerRequest { container_id: id.into(), ..Default::default() };
-        call!(self.agent, "StartContainer", start_container, message).map(drop)
+        call!(self.agent, "StartContainer", start_container, message)?;
+        match self.request(id) {
+            Some(request) => self.run_hooks(request, Stage::Poststart).await,
+            None => Ok(()),
+        }
     }
 
     async fn remove_container(&self, id: &str) -> Result<()> {
@@ -322,7 +366,12 @@ impl Sandbox for Pod {
                 log::info!("container {id}: {error}");
             }
         }
-        self.release(id).await
+        let request = self.request(id).filter(|_| created);
+        let released = self.release(id).await;
+        match request {
+            Some(request) => self.run_hooks(request, Stage::Poststop).await.and(released),
+            None => released,
+        }
     }
 
     async fn exec(&self, id: ProcessId<'_>, process: &Process) -> Result<()> {
