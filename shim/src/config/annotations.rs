@@ -14,7 +14,7 @@ use regex::Regex;
 use toml::Value;
 
 use super::check::{MAX_VCPUS, refuse};
-use super::hypervisor::MIN_MEMORY;
+use super::hypervisor::{MACHINE_TYPE, MIN_MEMORY};
 use super::setting::{Key, Kind};
 use super::{Config, Hypervisor, Origin, Table, asset};
 use crate::error::{Error, Kind as ErrorKind, Result};
@@ -226,7 +226,7 @@ impl Config {
             Rule::Positive if value == Value::from(0) => return refuse(not_a_number(annotation)),
             Rule::Plain | Rule::UnlessEmpty | Rule::Positive | Rule::Words(_) => value,
             Rule::Vcpus | Rule::MaxVcpus | Rule::Memory => {
-                self.check_size(rule, &value)?;
+                self.check_size(rule, annotation, &value)?;
                 value
             }
             Rule::Listed(list, what) => {
@@ -247,7 +247,7 @@ impl Config {
         })
     }
 
-    fn check_size(&self, rule: Rule, value: &Value) -> Result<()> {
+    fn check_size(&self, rule: Rule, annotation: &str, value: &Value) -> Result<()> {
         let asked =
             value.as_integer().and_then(|asked| u64::try_from(asked).ok()).unwrap_or(u64::MAX);
         let cpus = self.host.cpus;
@@ -262,11 +262,11 @@ impl Config {
             )),
             Rule::MaxVcpus if asked > u64::from(MAX_VCPUS) => refuse(format!(
                 "Number of cpus {asked} in annotation default_maxvcpus is greater than max no of CPUs {MAX_VCPUS} \
-                 supported"
+                 supported for {MACHINE_TYPE}"
             )),
             Rule::Memory if asked < MIN_MEMORY => refuse(format!(
-                "Memory {asked} specified in annotation default_memory is less than minimum required {MIN_MEMORY}, please \
-                 specify a larger value"
+                "Memory specified in annotation {annotation} is less than minimum required {MIN_MEMORY}, please specify a \
+                 larger value"
             )),
             _ => Ok(()),
         }

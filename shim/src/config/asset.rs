@@ -71,13 +71,18 @@ impl Config {
     fn check_bind_mounts(&self) -> Result<()> {
         let mut names = HashSet::new();
         for path in &self.runtime.sandbox_bind_mounts {
-            sources::resolve(path).map_err(|error| error.context("sandbox_bind_mounts"))?;
+            sources::resolve(path).map_err(|error| {
+                error.context(format!(
+                    "sandbox-bindmounts: Failed to resolve path: {}",
+                    path.display()
+                ))
+            })?;
             let Some(name) = path.file_name() else {
-                return refuse(format!("sandbox_bind_mounts: {} has no name", path.display()));
+                return refuse(format!("sandbox-bindmounts: {} has no name", path.display()));
             };
             if !names.insert(name) {
                 let name = name.display();
-                return refuse(format!("sandbox_bind_mounts: two paths end in {name}"));
+                return refuse(format!("sandbox-bindmounts: two paths end in {name}"));
             }
         }
         Ok(())

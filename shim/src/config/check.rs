@@ -70,7 +70,9 @@ impl Config {
             (Some(_), Some(_)) => refuse(
                 "having both an image and an initrd defined in the configuration file is not supported",
             ),
-            (None, None) => refuse("image or initrd must be defined in the configuration file"),
+            (None, None) => {
+                refuse("either image or initrd must be defined in the configuration file")
+            }
             (Some(_), None) if self.factory.enable_template => {
                 refuse("Factory option enable_template requires an initrd image")
             }

@@ -107,10 +107,10 @@ settings! {
         guest_selinux_label: String = String::new(), Honoured::No;
         /// Bind each vCPU to a CPU of the host.
         enable_vcpus_pinning: bool = false, Honoured::No;
-        /// Seconds that the creation of a container may take; 0: as long as containerd waits.
-        create_container_timeout: u32 = 0, Honoured::No;
+        /// Seconds that the agent has to create a container.
+        create_container_timeout: u32 = 60, Honoured::No;
         /// Where descriptions of directly attached networks are.
-        dan_conf: String = String::new(), Honoured::No;
+        dan_conf: String = "/run/kata-containers/dans".into(), Honoured::No;
         /// Let the guest pull images.
         experimental_force_guest_pull: bool = false, Honoured::No;
         /// The kubelet's socket that tells of devices.

@@ -73,7 +73,11 @@ fn sizes_are_measured_by_the_host() {
             "9",
             "Number of cpus 9 in annotation default_maxvcpus is greater than",
         ),
-        ("default_memory", "255", "is less than minimum required 256"),
+        (
+            "default_memory",
+            "255",
+            "Memory specified in annotation io.katacontainers.config.hypervisor.default_memory is less than minimum required 256",
+        ),
         ("msize_9p", "0", "Please specify positive numeric value"),
     ];
     for (key, value, expected) in cases {
