@@ -217,7 +217,7 @@ settings! {
         /// Block devices served by other processes.
         enable_vhost_user_store: bool = false, Honoured::No;
         /// Where those processes have their sockets.
-        vhost_user_store_path: PathBuf = "/var/run/kata-containers/vhost-user/".into(), Honoured::No;
+        vhost_user_store_path: PathBuf = "/var/run/kata-containers/vhost-user/".into(), Honoured::Moot;
         /// What an annotation may set vhost_user_store_path to.
         valid_vhost_user_store_paths: Vec<String> = Vec::new(), Honoured::Yes;
         /// For how long a lost process is waited for.
