@@ -53,8 +53,17 @@ pub fn for_pod(spec: &Spec, id: &str) -> Result<PodNetns> {
             }
             Ok(PodNetns { path: path.clone(), created: false })
         }
-        _ => Ok(PodNetns { path: create(&format!("ecr-{id}"))?, created: true }),
+        _ => {
+            let path = path_of(id);
+            create(&path)?;
+            Ok(PodNetns { path, created: true })
+        }
     }
+}
+
+/// Where the namespace is that [`for_pod`] makes for sandbox `id`.
+pub fn path_of(id: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("ecr-{id}"))
 }
 
 /// Whether `path` is the network namespace that this process runs in, which is containerd's.
@@ -105,23 +114,22 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
 }
 
 /// Make a network namespace that stays until [`delete`].
-fn create(name: &str) -> Result<PathBuf> {
+fn create(path: &Path) -> Result<()> {
     share_directory()?;
-    let path = Path::new(DIRECTORY).join(name);
     let what = || format!("create network namespace {}", path.display());
     // Not truncated and not followed: a namespace may be there already.
-    OpenOptions::new().write(true).create_new(true).open(&path).with_context(what)?;
+    OpenOptions::new().write(true).create_new(true).open(path).with_context(what)?;
     let made = on_own_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         let own = Path::new("/proc/thread-self/ns/net");
-        nix::mount::mount(Some(own), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        nix::mount::mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok(())
     });
     if let Err(error) = made {
-        fs::remove_file(&path).with_context(what)?;
+        fs::remove_file(path).with_context(what)?;
         return Err(error).with_context(what);
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Make [`DIRECTORY`] a shared mount, as ip-netns(8) does: a namespace unmounted here is then unmounted in the mount

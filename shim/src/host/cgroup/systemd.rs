@@ -19,11 +19,13 @@ use crate::host::spawn::{SpawnRequest, spawn};
 const BUSCTL: &str = "/usr/bin/busctl";
 /// There while systemd is the system's init (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
+/// Where busctl speaks to it.
+const BUS: &str = "/run/dbus/system_bus_socket";
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether systemd can be asked.
 pub(super) fn is_there() -> bool {
-    Path::new(BOOTED).is_dir() && Path::new(BUSCTL).exists()
+    Path::new(BOOTED).is_dir() && [BUSCTL, BUS].iter().all(|path| Path::new(path).exists())
 }
 
 /// Start `scope` with process `pid` in it, and wait until the process is.
