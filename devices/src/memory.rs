@@ -58,6 +58,11 @@ pub trait MemoryListener: Send {
 
     /// Forget `region`. It is no longer used by the guest.
     fn remove(&mut self, region: &MemoryRegion);
+
+    /// Whether nobody is there any more who would have to know.
+    fn has_ended(&self) -> bool {
+        false
+    }
 }
 
 impl fmt::Debug for dyn MemoryListener {

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::config::{DiskConfig, MachineType};
+use crate::config::{DiskConfig, MachineType, NetConfig};
 
 /// A request to the control thread, which owns the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,9 @@ pub enum Command {
     Quit,
     /// Plug a disk into the first free slot behind a bridge.
     AddDisk(DiskConfig),
+    /// Plug a network device into the first free slot behind a bridge. The descriptors that it names may be
+    /// closed after the reply.
+    AddNet(NetConfig),
     /// Plug a device into this slot behind this bridge.
     AddDevice {
         /// The device.
@@ -68,6 +71,8 @@ pub enum Command {
 pub enum DeviceConfig {
     /// A disk.
     Disk(DiskConfig),
+    /// A network device.
+    Net(NetConfig),
 }
 
 impl DeviceConfig {
@@ -75,6 +80,7 @@ impl DeviceConfig {
     pub fn id(&self) -> &str {
         match self {
             Self::Disk(disk) => &disk.id,
+            Self::Net(net) => &net.id,
         }
     }
 }

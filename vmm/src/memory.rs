@@ -115,6 +115,7 @@ impl MemoryManager {
     /// # Errors
     /// It refused a region, and has forgotten the others.
     pub fn subscribe(&mut self, mut listener: Box<dyn MemoryListener>) -> Result<(), MemoryError> {
+        self.listeners.retain(|listener| !listener.has_ended());
         for (index, region) in self.regions.iter().enumerate() {
             if let Err(error) = listener.add(region) {
                 let refusal = refusal(&*listener, region, &*error);

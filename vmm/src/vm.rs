@@ -370,6 +370,7 @@ impl Control {
             }
             Command::Quit => self.shut_down(ShutdownReason::HostQuit),
             Command::AddDisk(disk) => return self.add_device(DeviceConfig::Disk(disk), None),
+            Command::AddNet(net) => return self.add_device(DeviceConfig::Net(net), None),
             Command::AddDevice { device, path } => return self.add_device(device, Some(path)),
             Command::RemoveDevice { id } => self.machine.remove_device(&id)?,
             Command::QueryStatus => return Ok(Reply::Status(self.run_state)),

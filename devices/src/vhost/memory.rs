@@ -74,4 +74,8 @@ impl MemoryListener for VhostMemory {
             log::error!("{}: remove memory at {:#x}: {error}", self.name, region.guest.0);
         }
     }
+
+    fn has_ended(&self) -> bool {
+        self.device.strong_count() == 0
+    }
 }

@@ -85,6 +85,7 @@ impl Machine {
         let mut config = self.config.clone();
         match &device {
             DeviceConfig::Disk(disk) => config.disks.push(disk.clone()),
+            DeviceConfig::Net(net) => config.nets.push(net.clone()),
         }
         config.validate().map_err(refused)?;
         match device {
@@ -92,6 +93,12 @@ impl Machine {
                 let (device, info) = self.create_disk(disk).map_err(refused)?;
                 self.board.attach_virtio(&id, place, device).map_err(refused)?;
                 self.blocks.push(info);
+            }
+            DeviceConfig::Net(mut net) => {
+                let device = self.create_net(&mut net).map_err(refused)?;
+                self.board.attach_virtio(&id, place, device).map_err(refused)?;
+                config.nets.pop();
+                config.nets.push(net);
             }
         }
         self.config = config;
@@ -121,6 +128,7 @@ impl Machine {
     fn forget(&mut self, ids: &[String]) {
         self.blocks.retain(|block| !ids.contains(&block.id));
         self.config.disks.retain(|disk| !ids.contains(&disk.id));
+        self.config.nets.retain(|net| !ids.contains(&net.id));
     }
 
     /// The queues of a disk spread over all I/O threads.

@@ -154,7 +154,7 @@ mod tests {
             | Command::Powerdown
             | Command::Quit
             | Command::RemoveDevice { .. } => Reply::Done,
-            Command::AddDisk(_) | Command::AddDevice { .. } => {
+            Command::AddDisk(_) | Command::AddNet(_) | Command::AddDevice { .. } => {
                 Reply::Plugged { path: PciPath { bridge: Some(2), slot: 1 } }
             }
             Command::QueryStatus => Reply::Status(RunState::Running),

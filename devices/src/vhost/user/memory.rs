@@ -93,4 +93,8 @@ impl MemoryListener for UserMemory {
             log::error!("remove memory at {:#x}: {error}", region.guest.0);
         }
     }
+
+    fn has_ended(&self) -> bool {
+        self.connection.strong_count() == 0
+    }
 }
