@@ -163,7 +163,7 @@ settings! {
         /// Most memory there can ever be, in MiB. 0, or more than the host has: the host's.
         default_maxmemory: u64 = 0, Honoured::Yes;
         /// Memory modules that can be added. 0: 10.
-        memory_slots: u32 = 10, Honoured::Yes;
+        memory_slots: u32 = 10, Honoured::No;
         /// MiB of address space kept for nvdimm.
         memory_offset: u64 = 0, Honoured::No;
         /// PCI bridges into which devices are plugged, 1 to 5.

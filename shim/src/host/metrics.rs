@@ -76,17 +76,33 @@ impl Durations {
         }
         text.family(self.name, self.help, "histogram");
         for (action, histogram) in actions.iter() {
+            let action = snake_case(action);
+            let action = action.as_str();
             let bucket = format!("{}_bucket", self.name);
             for (power, count) in (0_u32..).zip(histogram.buckets) {
                 let limit = (1_u32 << power).to_string();
                 text.sample(&bucket, &[("action", action), ("le", &limit)], count);
             }
             text.sample(&bucket, &[("action", action), ("le", "+Inf")], histogram.count);
-            let labels = [("action", *action)];
+            let labels = [("action", action)];
             text.sample(&format!("{}_sum", self.name), &labels, histogram.sum);
             text.sample(&format!("{}_count", self.name), &labels, histogram.count);
         }
     }
+}
+
+/// `CloseIO` becomes `close_io`.
+fn snake_case(name: &str) -> String {
+    let mut snake = String::new();
+    let mut after_small = false;
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && after_small {
+            snake.push('_');
+        }
+        after_small = letter.is_ascii_lowercase();
+        snake.push(letter.to_ascii_lowercase());
+    }
+    snake
 }
 
 /// Text that Prometheus reads.
@@ -418,20 +434,29 @@ mod tests {
     fn durations_are_cumulative() {
         let durations = Durations::new("d", "help");
         for milliseconds in [1, 3, 1000] {
-            durations.observe("create", Duration::from_millis(milliseconds));
+            durations.observe("CloseIO", Duration::from_millis(milliseconds));
         }
         let mut text = Exposition::default();
         durations.put(&mut text);
         for line in [
             "# TYPE d histogram",
-            "d_bucket{action=\"create\",le=\"1\"} 1",
-            "d_bucket{action=\"create\",le=\"4\"} 2",
-            "d_bucket{action=\"create\",le=\"512\"} 2",
-            "d_bucket{action=\"create\",le=\"+Inf\"} 3",
-            "d_sum{action=\"create\"} 1004",
-            "d_count{action=\"create\"} 3",
+            "d_bucket{action=\"close_io\",le=\"1\"} 1",
+            "d_bucket{action=\"close_io\",le=\"4\"} 2",
+            "d_bucket{action=\"close_io\",le=\"512\"} 2",
+            "d_bucket{action=\"close_io\",le=\"+Inf\"} 3",
+            "d_sum{action=\"close_io\"} 1004",
+            "d_count{action=\"close_io\"} 3",
         ] {
             assert!(text.0.lines().any(|found| found == line), "{line}:\n{}", text.0);
+        }
+    }
+
+    #[test]
+    fn actions_have_katas_names() {
+        for (name, action) in
+            [("Create", "create"), ("ResizePty", "resize_pty"), ("wait_process", "wait_process")]
+        {
+            assert_eq!(snake_case(name), action);
         }
     }
 

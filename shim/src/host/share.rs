@@ -119,6 +119,20 @@ impl Share {
         shown.map(|()| format!("{GUEST}/{name}"))
     }
 
+    /// Show each of these files and directories of the host to the guest, read-only, below `sandbox-mounts`, by the last
+    /// part of its path.
+    ///
+    /// # Errors
+    /// One is gone or has no name, or a mount fails.
+    pub fn add_sandbox_mounts(&self, sources: &[PathBuf]) -> Result<()> {
+        for source in sources {
+            let name = source.file_name().and_then(|name| name.to_str());
+            let name = name.with_context(|| format!("{} has no name", source.display()))?;
+            self.add_volume(&format!("sandbox-mounts/{name}"), source, true)?;
+        }
+        Ok(())
+    }
+
     /// Copy the file `source` into the share: what changes there later is not seen. Returns its guest path.
     ///
     /// # Errors

@@ -163,10 +163,10 @@ macro_rules! call {
     ($agent:expr, $name:literal, $method:ident, $message:expr, $patience:expr) => {
         async {
             let (service, context) = $agent.open($patience)?;
-            service
-                .$method(context, &$message)
-                .await
-                .map_err(|e| $crate::sandbox::agent::convert(&e))
+            let started = std::time::Instant::now();
+            let answer = service.$method(context, &$message).await;
+            $crate::host::metrics::AGENT_CALLS.observe(stringify!($method), started.elapsed());
+            answer.map_err(|e| $crate::sandbox::agent::convert(&e))
         }
         .await
         .map_err(|error: $crate::error::Error| error.context($name))

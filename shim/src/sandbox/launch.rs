@@ -223,7 +223,20 @@ impl Launch {
             "cannot enable virtio-fs without daemon path in configuration file (virtio_fs_daemon)",
         )?;
         let id = self.request.id.clone();
-        let share = Arc::new(blocking(move || Share::create(&id)).await?);
+        let mounts = self.config.runtime.sandbox_bind_mounts.clone();
+        let create = move || {
+            let share = Share::create(&id)?;
+            match share.add_sandbox_mounts(&mounts) {
+                Ok(()) => Ok(Arc::new(share)),
+                Err(error) => {
+                    if let Err(left) = share.remove() {
+                        log::warn!("{left:#}");
+                    }
+                    Err(error.context("show sandbox_bind_mounts to the guest"))
+                }
+            }
+        };
+        let share = blocking(create).await?;
         let virtiofsd = Virtiofsd::start(&VirtiofsdRequest {
             program,
             directory: &share.exported(),

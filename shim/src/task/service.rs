@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
@@ -27,6 +27,7 @@ use super::pod::Pod;
 use super::process::{Phase, Process};
 use super::{create, end, run, stats, timestamp};
 use crate::error::{Error, Kind, Result};
+use crate::host::metrics;
 
 /// Most calls ask the guest one thing.
 const CALL: Duration = Duration::from_secs(60);
@@ -361,13 +362,15 @@ async fn finish<T: Send + 'static>(
 
 /// Answer a call within a limit. What it takes longer for is dropped, and undoes itself.
 async fn bounded<T>(
-    name: &str,
+    name: &'static str,
     limit: Duration,
     call: impl Future<Output = Result<T>>,
 ) -> ttrpc::Result<T> {
+    let started = Instant::now();
     let result = timeout(limit, call).await.unwrap_or_else(|_| {
         Err(Error::new(Kind::DeadlineExceeded, format!("{name} was not done within {limit:?}")))
     });
+    metrics::SHIM_CALLS.observe(name, started.elapsed());
     answer(name, result)
 }
 
