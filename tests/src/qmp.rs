@@ -37,7 +37,15 @@ impl Qmp {
     /// # Errors
     /// It was refused, or the connection broke.
     pub fn execute(&mut self, command: &str) -> Result<Value> {
-        let request = json!({ "execute": command, "id": command });
+        self.execute_with(command, &json!({}))
+    }
+
+    /// Send a command with arguments; returns its value.
+    ///
+    /// # Errors
+    /// It was refused, or the connection broke.
+    pub fn execute_with(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        let request = json!({ "execute": command, "arguments": arguments, "id": command });
         writeln!(self.stream.get_mut(), "{request}")?;
         loop {
             let reply = self.read()?;

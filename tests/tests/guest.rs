@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // A failed step is a failed test.
 
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,7 @@ use ecr_agent_protocol::health::CheckRequest;
 use ecr_tests::guest::Boot;
 use ecr_tests::place::Place;
 use ecr_tests::qmp::Qmp;
+use serde_json::json;
 use ttrpc::context;
 
 /// Exit statuses of `ecr-vmm`.
@@ -325,6 +327,53 @@ fn qmp_stops_and_continues_a_guest() -> Result<()> {
     let shutdown = qmp.wait_event("SHUTDOWN")?;
     ensure!(shutdown["data"]["guest"] == false, "{shutdown}");
     guest.wait_end()?;
+    Ok(())
+}
+
+/// What a disk that is plugged in for the `n`th time begins with.
+fn hotplug_marker(n: u32) -> String {
+    format!("DISK{n:04}")
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
+    const SIZE: u64 = 1 << 20;
+    let scratch = tempfile::tempdir()?;
+    let (socket, disk) = (scratch.path().join("qmp.sock"), scratch.path().join("disk.img"));
+    std::fs::write(&disk, vec![0; SIZE as usize])?;
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--bridges", "1", "--qmp", &format!("unix:{}", socket.display())])
+        .script(
+            "echo LISTENING=yes; for n in $(seq 20); do \
+             until [ -b /dev/vda ] && [ -e /sys/block/vda/size ]; do sleep 0.05; done; \
+             echo WHERE=$(readlink -f /sys/block/vda); \
+             echo READ$n=$(head -c 8 /dev/vda)/$(cat /dev/vda | wc -c); \
+             while [ -b /dev/vda ]; do sleep 0.05; done; done",
+        )
+        .start()?;
+    guest.wait_for("LISTENING=yes")?;
+    let mut qmp = Qmp::connect(&socket)?;
+    let node = json!({"driver": "raw", "node-name": "drive", "read-only": true,
+                      "file": {"driver": "file", "filename": disk}});
+    let device = json!({"driver": "virtio-blk-pci", "id": "virtio-drive", "drive": "drive",
+                        "bus": "pci-bridge-0", "addr": "01", "share-rw": "on"});
+    for n in 1..=20 {
+        let marker = hotplug_marker(n);
+        std::fs::File::options().write(true).open(&disk)?.write_all_at(marker.as_bytes(), 0)?;
+        qmp.execute_with("blockdev-add", &node)?;
+        qmp.execute_with("device_add", &device)?;
+        let place = guest.wait_for("WHERE=")?;
+        ensure!(place.contains("/0000:00:02.0/0000:01:01.0/virtio"), "{place}");
+        guest.wait_for(&format!("READ{n}={marker}/{SIZE}"))?;
+        qmp.execute_with("device_del", &json!({"id": "virtio-drive"}))?;
+        let gone = qmp.wait_event("DEVICE_DELETED")?;
+        ensure!(gone["data"]["device"] == "virtio-drive", "{gone}");
+        qmp.execute_with("blockdev-del", &json!({"node-name": "drive"}))?;
+    }
+    let (status, said) = guest.wait_end()?;
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
     Ok(())
 }
 
