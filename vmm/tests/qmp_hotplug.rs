@@ -17,12 +17,13 @@ mod rig;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command as Process;
 use std::time::Duration;
 
+use ecr_devices::backend::tap::Tap;
 use ecr_vmm::VmHandle;
 use ecr_vmm::control::Command;
 use guest::{Change, behind, changes, eject, listen, place_bars};
@@ -289,13 +290,97 @@ fn descriptors_come_with_the_command_and_have_names() {
     assert_eq!(none, "No file descriptor supplied via SCM_RIGHTS");
     let null = File::open("/dev/null").unwrap();
     for name in ["x", "y", "x"] {
-        let line = json!({"execute": "getfd", "arguments": {"fdname": name}}).to_string();
-        client.stream.get_ref().send_with_fd(line.as_bytes(), null.as_raw_fd()).unwrap();
-        assert_eq!(client.answer(), Ok(json!({})));
+        getfd(&mut client, name, null.as_raw_fd());
     }
     assert_eq!(client.ask("closefd", json!({"fdname": "x"})), Ok(json!({})));
     let gone = client.refusal("closefd", json!({"fdname": "x"}));
     assert_eq!(gone, "File descriptor named 'x' not found");
+}
+
+/// A tap of two queues; root may make one, and only where the host has the driver.
+fn taps() -> Option<Vec<Tap>> {
+    let name = format!("ecr{}", std::process::id());
+    Tap::open(&name, 2).inspect_err(|error| println!("SKIPPED: {error}")).ok()
+}
+
+/// Send a descriptor and give it a name.
+fn getfd(client: &mut Client, name: &str, fd: RawFd) {
+    let line = json!({"execute": "getfd", "arguments": {"fdname": name}}).to_string();
+    client.stream.get_ref().send_with_fd(line.as_bytes(), fd).unwrap();
+    assert_eq!(client.answer(), Ok(json!({})));
+}
+
+#[test]
+fn kata_plugs_a_network_in_and_out() {
+    let mut rig = Rig::new();
+    let (_vm, socket) = start(&mut rig);
+    let mut client = Client::connect(&socket);
+    for _ in 0..3 {
+        let Some(taps) = taps() else { return };
+        getfd(&mut client, "fd0", taps[0].as_raw_fd());
+        getfd(&mut client, "fd1", taps[1].as_raw_fd());
+        let netdev = json!({"type": "tap", "id": "tap0", "fds": "fd0:fd1", "vhost": false});
+        assert_eq!(client.ask("netdev_add", netdev.clone()), Ok(json!({})));
+        assert_eq!(client.refusal("netdev_add", netdev), "Duplicate ID 'tap0' for netdev");
+        let device = json!({
+            "driver": "virtio-net-pci", "id": "virtio-tap0", "netdev": "tap0", "mac": "02:00:00:00:00:07",
+            "bus": "pci-bridge-0", "addr": "02", "romfile": "", "mq": "on", "vectors": 6,
+        });
+        assert_eq!(client.ask("device_add", device.clone()), Ok(json!({})));
+        let mut second = device;
+        second["id"] = json!("virtio-tap1");
+        assert_eq!(
+            client.refusal("device_add", second),
+            "Device 'tap0' is in use by 'virtio-tap0'"
+        );
+        let in_use = client.refusal("netdev_del", json!({"id": "tap0"}));
+        assert_eq!(in_use, "Device 'tap0' is in use by 'virtio-tap0'");
+        assert_eq!(client.ask("device_del", json!({"id": "virtio-tap0"})), Ok(json!({})));
+        assert_eq!(client.event("DEVICE_DELETED")["device"], "virtio-tap0");
+        assert_eq!(client.ask("netdev_del", json!({"id": "tap0"})), Ok(json!({})));
+    }
+}
+
+#[test]
+fn a_network_that_cannot_be_is_refused() {
+    let mut rig = Rig::new();
+    let (_vm, socket) = start(&mut rig);
+    let mut client = Client::connect(&socket);
+    let null = File::open("/dev/null").unwrap();
+    let netdev = |more: Value| {
+        let mut all = json!({"type": "tap", "id": "tap0"});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    for (more, text) in [
+        (json!({}), "a tap needs fd= or fds=: name what getfd received"),
+        // A number would be one of this process's own descriptors.
+        (json!({"fds": "0"}), "File descriptor named '0' has not been found"),
+        (
+            json!({"fds": "a:b", "vhostfds": "c"}),
+            "The number of fds passed does not match the number of vhostfds passed",
+        ),
+        (json!({"fds": "a", "vhost": 3}), "Invalid parameter type for 'vhost', expected: boolean"),
+        (json!({"type": "user"}), "Parameter 'type' does not accept value 'user'"),
+    ] {
+        assert_eq!(client.refusal("netdev_add", netdev(more)), text);
+    }
+    getfd(&mut client, "fd0", null.as_raw_fd());
+    assert_eq!(client.ask("netdev_add", netdev(json!({"fds": "fd0"}))), Ok(json!({})));
+    let mut refused = |more: Value, text: &str| {
+        let mut all = json!({"driver": "virtio-net-pci", "id": "n", "netdev": "tap0",
+                             "mac": "02:00:00:00:00:07", "bus": "pci-bridge-0"});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let said = client.refusal("device_add", all);
+        assert!(said.contains(text), "{said}");
+    };
+    refused(json!({}), "is no tap");
+    refused(json!({"mac": "2"}), "Property 'virtio-net-pci.mac' doesn't take value '2'");
+    refused(json!({"netdev": "x"}), "Property 'virtio-net-device.netdev' can't find value 'x'");
+    refused(json!({"mq": "maybe"}), "Property 'virtio-net-pci.mq' doesn't take value 'maybe'");
+    let not_found = ("DeviceNotFound".to_owned(), "Device 'x' not found".to_owned());
+    assert_eq!(client.ask("netdev_del", json!({"id": "x"})), Err(not_found));
+    assert_eq!(client.ask("netdev_del", json!({"id": "tap0"})), Ok(json!({})));
 }
 
 #[test]

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! Block nodes: what clients define first and then plug devices onto. They belong to the server and outlive the
-//! connection of the client that defined them, as with QEMU.
+//! Block nodes and network back ends: what clients define first and then plug devices onto. They belong to the
+//! server and outlive the connection of the client that defined them, as with QEMU.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::fds::FdTable;
+use super::property::switch;
 use super::request::QmpError;
 use super::schema::{Type, check_arguments, member, optional};
 use crate::config::DiskIo;
 
-/// Most nodes.
+/// Most of each kind.
 const MAX: usize = 512;
 const RAW: &str = "raw";
 
@@ -48,6 +51,20 @@ pub(super) const BLOCKDEV: Type = Type::Object(&[
 
 pub(super) const NODE_NAME: Type = Type::Object(&[member("node-name", &Type::Str)]);
 
+/// Arguments of `netdev_add`.
+pub(super) const NETDEV: Type = Type::Object(&[
+    member("type", &Type::Enum(&["tap"])),
+    member("id", &Type::Str),
+    optional("fd", &Type::Str),
+    optional("fds", &Type::Str),
+    // A switch, also as text.
+    optional("vhost", &Type::Any),
+    optional("vhostfd", &Type::Str),
+    optional("vhostfds", &Type::Str),
+]);
+
+pub(super) const NETDEV_ID: Type = Type::Object(&[member("id", &Type::Str)]);
+
 /// A block node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Node {
@@ -59,6 +76,25 @@ pub(super) struct Node {
     auto_readonly: bool,
     /// The node it is built upon, if that has a name.
     file: Option<String>,
+}
+
+/// The host's end of a network device.
+#[derive(Debug)]
+pub(super) struct Netdev {
+    taps: Vec<OwnedFd>,
+    vhost: Vec<OwnedFd>,
+}
+
+impl Netdev {
+    /// A tap for each pair of queues.
+    pub(super) fn taps(&self) -> Vec<RawFd> {
+        self.taps.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// A vhost device for each, or none.
+    pub(super) fn vhost(&self) -> Vec<RawFd> {
+        self.vhost.iter().map(AsRawFd::as_raw_fd).collect()
+    }
 }
 
 impl Node {
@@ -80,8 +116,16 @@ impl Node {
 #[derive(Debug, Default)]
 pub(super) struct Backends {
     nodes: BTreeMap<String, Node>,
-    /// Which node each device uses.
-    users: BTreeMap<String, String>,
+    netdevs: BTreeMap<String, Netdev>,
+    /// Which back end each device uses.
+    users: BTreeMap<String, User>,
+}
+
+/// A device's back end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum User {
+    Node(String),
+    Netdev(String),
 }
 
 impl Backends {
@@ -89,14 +133,28 @@ impl Backends {
         self.nodes.get(name)
     }
 
-    /// Device `id` was plugged onto a node.
-    pub(super) fn used(&mut self, id: &str, node: &str) {
-        self.users.insert(id.to_owned(), node.to_owned());
+    pub(super) fn netdev(&self, id: &str) -> Option<&Netdev> {
+        self.netdevs.get(id)
+    }
+
+    /// Device `id` was plugged onto a back end.
+    pub(super) fn used(&mut self, id: &str, by: User) {
+        self.users.insert(id.to_owned(), by);
     }
 
     /// Device `id` is gone.
     pub(super) fn released(&mut self, id: &str) {
         self.users.remove(id);
+    }
+
+    /// The device that uses a back end.
+    fn user(&self, of: &User) -> Option<&str> {
+        self.users.iter().find(|(_, user)| *user == of).map(|(id, _)| id.as_str())
+    }
+
+    /// The device that uses network back end `id`.
+    pub(super) fn netdev_user(&self, id: &str) -> Option<&str> {
+        self.user(&User::Netdev(id.to_owned()))
     }
 
     /// `blockdev-add`.
@@ -177,10 +235,68 @@ impl Backends {
             return Err(QmpError::generic(text));
         }
         let below = self.nodes.values().any(|node| node.file.as_deref() == Some(name));
-        if below || self.users.values().any(|node| node == name) {
+        if below || self.user(&User::Node(name.to_owned())).is_some() {
             return Err(QmpError::generic(format!("Node {name} is in use")));
         }
         self.nodes.remove(name);
+        Ok(json!({}))
+    }
+
+    /// `netdev_add`.
+    pub(super) fn add_netdev(
+        &mut self,
+        arguments: &Map<String, Value>,
+        fds: &mut FdTable,
+    ) -> Result<Value, QmpError> {
+        let id = text(arguments, "id").unwrap_or_default();
+        if self.netdevs.contains_key(id) {
+            return Err(QmpError::generic(format!("Duplicate ID '{id}' for netdev")));
+        }
+        if self.netdevs.len() == MAX {
+            return Err(QmpError::generic(format!("there are {MAX} netdevs: delete one first")));
+        }
+        let names = |one, many| -> Vec<&str> {
+            let many = text(arguments, many).into_iter().flat_map(|names| names.split(':'));
+            text(arguments, one).into_iter().chain(many).collect()
+        };
+        let (taps, vhost) = (names("fd", "fds"), names("vhostfd", "vhostfds"));
+        if taps.is_empty() {
+            return Err(QmpError::generic("a tap needs fd= or fds=: name what getfd received"));
+        }
+        let wants_vhost = match arguments.get("vhost").map(switch) {
+            Some(None) => {
+                let text = "Invalid parameter type for 'vhost', expected: boolean";
+                return Err(QmpError::generic(text));
+            }
+            Some(Some(on)) => on,
+            None => !vhost.is_empty(),
+        };
+        if wants_vhost && vhost.len() != taps.len() {
+            let text = "The number of fds passed does not match the number of vhostfds passed";
+            return Err(QmpError::generic(text));
+        }
+        // All or none, whatever is missing.
+        let all: Vec<&str> = taps.iter().chain(&vhost).copied().collect();
+        let mut taken = fds.take(&all)?;
+        let behind = taken.split_off(taps.len());
+        let vhost = if wants_vhost { behind } else { Vec::new() };
+        self.netdevs.insert(id.to_owned(), Netdev { taps: taken, vhost });
+        Ok(json!({}))
+    }
+
+    /// `netdev_del`.
+    pub(super) fn delete_netdev(
+        &mut self,
+        arguments: &Map<String, Value>,
+    ) -> Result<Value, QmpError> {
+        let id = text(arguments, "id").unwrap_or_default();
+        if !self.netdevs.contains_key(id) {
+            return Err(QmpError::device_not_found(id));
+        }
+        if let Some(user) = self.netdev_user(id) {
+            return Err(QmpError::generic(format!("Device '{id}' is in use by '{user}'")));
+        }
+        self.netdevs.remove(id);
         Ok(json!({}))
     }
 }

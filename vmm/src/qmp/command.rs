@@ -85,6 +85,10 @@ pub(super) const COMMANDS: &[CommandSpec] = &[
         device::add(arguments, at.backends, at.controller)
     }),
     plug("device_del", &device::DELETE, |arguments, at| device::delete(arguments, at.controller)),
+    plug("netdev_add", &backends::NETDEV, |arguments, at| {
+        at.backends.add_netdev(arguments, at.fds)
+    }),
+    plug("netdev_del", &backends::NETDEV_ID, |arguments, at| at.backends.delete_netdev(arguments)),
     plug("getfd", &FD_NAME, |arguments, at| at.fds.name(fd_name(arguments)).map(|()| json!({}))),
     plug("closefd", &FD_NAME, |arguments, at| at.fds.close(fd_name(arguments)).map(|()| json!({}))),
 ];

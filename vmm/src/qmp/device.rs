@@ -6,11 +6,11 @@
 use serde_json::{Map, Value, json};
 
 use super::Controller;
-use super::backends::{Backends, Node};
+use super::backends::{Backends, User};
 use super::property::{Properties, slot};
 use super::request::QmpError;
 use super::schema::{Type, member, optional};
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, MacAddr, NetConfig};
 use crate::control::{Command, DeviceConfig, PciInfo, PciPath, Reply};
 
 /// Arguments of `device_add`; each driver has more.
@@ -22,7 +22,9 @@ pub(super) const ADD: Type = Type::Open(&[
 pub(super) const DELETE: Type = Type::Object(&[member("id", &Type::Str)]);
 
 const BLK: &str = "virtio-blk-pci";
+const NET: &str = "virtio-net-pci";
 const BLK_PROPERTIES: &[&str] = &["drive", "num-queues", "queue-size", "serial"];
+const NET_PROPERTIES: &[&str] = &["netdev", "mac", "mq", "host_mtu", "rx_queue_size"];
 /// Properties of QEMU's that make no difference here: our devices are modern, share nothing by locks, and
 /// have no option ROM.
 const IGNORED: &[&str] = &[
@@ -58,29 +60,38 @@ pub(super) fn add(
     let driver = arguments.get("driver").and_then(Value::as_str).unwrap_or_default();
     let used = match driver {
         BLK => BLK_PROPERTIES,
+        NET => NET_PROPERTIES,
         _ => {
             let text = format!("'{driver}' is not a valid device model name");
             return Err(QmpError::generic(text));
         }
     };
     let properties = Properties::new(driver, arguments, used, IGNORED)?;
+    SWITCHES.iter().try_for_each(|name| properties.switch(name).map(drop))?;
     let id = properties.required("id")?.to_owned();
-    let drive = properties.required("drive")?;
-    let node = backends.node(drive).ok_or_else(|| properties.cannot_find("drive", drive))?;
-    let device = DeviceConfig::Disk(disk(&id, node, &properties)?);
+    let (device, user) = if driver == NET {
+        net(&id, &properties, backends)?
+    } else {
+        disk(&id, &properties, backends)?
+    };
     let path = place(&properties, controller)?;
     match controller.execute(Command::AddDevice { device, path })? {
         Reply::Plugged { .. } => {
-            backends.used(&id, drive);
+            backends.used(&id, user);
             Ok(json!({}))
         }
         other => Err(QmpError::generic(format!("device_add was answered with {other:?}"))),
     }
 }
 
-fn disk(id: &str, node: &Node, properties: &Properties<'_>) -> Result<DiskConfig, QmpError> {
-    SWITCHES.iter().try_for_each(|name| properties.switch(name).map(drop))?;
-    Ok(DiskConfig {
+fn disk(
+    id: &str,
+    properties: &Properties<'_>,
+    backends: &Backends,
+) -> Result<(DeviceConfig, User), QmpError> {
+    let drive = properties.required("drive")?;
+    let node = backends.node(drive).ok_or_else(|| properties.cannot_find("drive", drive))?;
+    let disk = DiskConfig {
         id: id.to_owned(),
         path: node.path.clone(),
         readonly: node.readonly,
@@ -89,7 +100,38 @@ fn disk(id: &str, node: &Node, properties: &Properties<'_>) -> Result<DiskConfig
         queues: properties.number("num-queues")?.unwrap_or(0),
         queue_size: properties.number("queue-size")?.unwrap_or_else(DiskConfig::default_queue_size),
         io: node.io,
-    })
+    };
+    Ok((DeviceConfig::Disk(disk), User::Node(drive.to_owned())))
+}
+
+fn net(
+    id: &str,
+    properties: &Properties<'_>,
+    backends: &Backends,
+) -> Result<(DeviceConfig, User), QmpError> {
+    let name = properties.required("netdev")?;
+    let netdev = backends.netdev(name).ok_or_else(|| properties.cannot_find("netdev", name))?;
+    if let Some(user) = backends.netdev_user(name) {
+        return Err(QmpError::generic(format!("Device '{name}' is in use by '{user}'")));
+    }
+    let mac = properties.required("mac")?;
+    let taps = netdev.taps();
+    if properties.switch("mq")? != Some(true) && taps.len() > 1 {
+        let text = format!("netdev '{name}' has {} queues: set mq=on", taps.len());
+        return Err(QmpError::generic(text));
+    }
+    let net = NetConfig {
+        id: id.to_owned(),
+        mac: MacAddr::parse(mac).map_err(|_| properties.refuses("mac", &json!(mac)))?,
+        mtu: properties.number("host_mtu")?,
+        queue_size: properties
+            .number("rx_queue_size")?
+            .unwrap_or_else(NetConfig::default_queue_size),
+        taps,
+        vhost: netdev.vhost(),
+        tap: None,
+    };
+    Ok((DeviceConfig::Net(net), User::Netdev(name.to_owned())))
 }
 
 /// Where `bus` and `addr` put the device. Without `addr` it is the first free slot.

@@ -58,6 +58,19 @@ impl FdTable {
             None => Err(QmpError::generic(format!("File descriptor named '{name}' not found"))),
         }
     }
+
+    /// Take all of these, or none.
+    pub(super) fn take(&mut self, names: &[&str]) -> Result<Vec<OwnedFd>, QmpError> {
+        for (index, name) in names.iter().enumerate() {
+            if names.iter().take(index).any(|before| before == name)
+                || !self.named.contains_key(*name)
+            {
+                let text = format!("File descriptor named '{name}' has not been found");
+                return Err(QmpError::generic(text));
+            }
+        }
+        Ok(names.iter().filter_map(|name| self.named.remove(*name)).collect())
+    }
 }
 
 #[cfg(test)]
@@ -69,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_given_once() {
+    fn names_are_given_in_the_order_of_arrival_and_taken_once() {
         let mut table = FdTable::default();
         let text = "No file descriptor supplied via SCM_RIGHTS";
         assert_eq!(table.name("a").unwrap_err().desc, text);
@@ -77,7 +90,12 @@ mod tests {
             table.receive(fd());
             table.name(name).unwrap();
         }
-        table.close("a").unwrap();
+        assert_eq!(
+            table.take(&["a", "c"]).unwrap_err().desc,
+            "File descriptor named 'c' has not been found"
+        );
+        assert!(table.take(&["a", "a"]).is_err());
+        assert_eq!(table.take(&["b", "a"]).unwrap().len(), 2);
         assert_eq!(table.close("a").unwrap_err().desc, "File descriptor named 'a' not found");
     }
 

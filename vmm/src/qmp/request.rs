@@ -28,6 +28,10 @@ impl QmpError {
         Self { class: ErrorClass::GenericError, desc: desc.into() }
     }
 
+    pub(super) fn device_not_found(id: &str) -> Self {
+        CommandError::DeviceNotFound(id.to_owned()).into()
+    }
+
     pub(super) fn command_not_found(desc: impl Into<String>) -> Self {
         Self { class: ErrorClass::CommandNotFound, desc: desc.into() }
     }
