@@ -258,6 +258,9 @@ impl Launch {
     async fn start_machine(&mut self) -> Result<()> {
         let attempted = "start the virtual machine";
         let block = BlockRootfs::find(&self.request.rootfs, &self.config.hypervisor)?;
+        if let (Some(block), Some(cgroups)) = (&block, &self.hold.cgroups) {
+            cgroups.allow_device(&block.source).context(attempted)?;
+        }
         let disk_id = disk_id(&self.request.id);
         let request = MachineRequest {
             config: &self.config,

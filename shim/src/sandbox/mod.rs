@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod cleanup;
+mod confine;
 mod hold;
 mod launch;
 mod machine;

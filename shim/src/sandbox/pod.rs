@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -18,6 +18,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::task::spawn_blocking;
 
 use super::agent::{Agent, call, call_unbounded};
+use super::confine::{self, Cpuset};
 use super::hold::Hold;
 use super::machine::Machine;
 use super::{ContainerRequest, Output, ProcessId, Sandbox};
@@ -63,6 +64,10 @@ struct Container {
     mounted: bool,
     /// Its disks that can be taken out of the machine.
     disks: Vec<String>,
+    /// The devices behind its disks.
+    devices: Vec<PathBuf>,
+    /// Where it may run.
+    cpuset: Cpuset,
     /// The agent knows it.
     created: bool,
 }
@@ -145,6 +150,12 @@ impl Pod {
         blocking(move || run_hooks(&request, netns.as_deref(), stage)).await
     }
 
+    async fn follow_cpusets(&self) {
+        let all =
+            self.containers.lock().values().map(|container| container.cpuset.clone()).collect();
+        confine::follow_cpusets(&self.hold, all).await;
+    }
+
     fn request(&self, id: &str) -> Option<Arc<ContainerRequest>> {
         self.containers.lock().get(id).map(|container| Arc::clone(&container.request))
     }
@@ -157,6 +168,8 @@ impl Pod {
     async fn root(&self, request: &ContainerRequest) -> Result<Root> {
         let block = BlockRootfs::find(&request.rootfs, &self.config.hypervisor)?;
         if let Some(block) = block {
+            confine::set_device(&self.hold, &block.source, true).await?;
+            self.edit(&request.id, |container| container.devices.push(block.source.clone()));
             let pci_path = match self.take_boot_disk(&request.id) {
                 Some(path) => path,
                 None => self.plug(&request.id, &block).await?,
@@ -263,6 +276,12 @@ impl Pod {
                 log::warn!("container {id}: {error}");
             }
         }
+        for device in &container.devices {
+            if let Err(error) = confine::set_device(&self.hold, device, false).await {
+                log::warn!("container {id}: {error}");
+            }
+        }
+        self.follow_cpusets().await;
         let share = self.hold.lock().await.as_ref().and_then(Hold::share);
         let id = id.to_owned();
         blocking(move || {
@@ -334,9 +353,12 @@ impl Sandbox for Pod {
             request: Arc::new(request.clone()),
             mounted: false,
             disks: Vec::new(),
+            devices: Vec::new(),
+            cpuset: Cpuset::of(&request.spec),
             created: false,
         };
         self.containers.lock().insert(request.id.clone(), container);
+        self.follow_cpusets().await;
         let built = self.build(request).await;
         if let Err(error) = &built {
             log::warn!("create container {}: {error}", request.id);
@@ -464,6 +486,8 @@ impl Sandbox for Pod {
     }
 
     async fn update(&self, id: &str, resources: &LinuxResources) -> Result<()> {
+        self.edit(id, |container| container.cpuset.update(resources));
+        self.follow_cpusets().await;
         let mut resources = wire::resources(resources);
         spec::constrain_resources(&mut resources);
         let message = rpc::UpdateContainerRequest {

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::hierarchy::write;
 
@@ -39,7 +39,7 @@ pub(super) fn restrict(directory: &Path) -> Result<()> {
         allow(directory, rule)?;
     }
     for node in NODES {
-        if let Ok(rule) = rule(Path::new(node)) {
+        if let Ok(Some(rule)) = rule(Path::new(node)) {
             allow(directory, &rule)?;
         }
     }
@@ -61,7 +61,7 @@ fn allow(directory: &Path, rule: &str) -> Result<()> {
 
 /// Allow one more device, or withhold it again.
 pub(super) fn change(directory: &Path, node: &Path, allowed: bool) -> Result<()> {
-    let rule = rule(node)?;
+    let Some(rule) = rule(node)? else { return Ok(()) };
     if allowed {
         return allow(directory, &rule);
     }
@@ -69,16 +69,16 @@ pub(super) fn change(directory: &Path, node: &Path, allowed: bool) -> Result<()>
         .with_context(|| format!("withhold device {} from {}", node.display(), directory.display()))
 }
 
-/// The rule for a device node.
-fn rule(node: &Path) -> Result<String> {
+/// The rule for a device node; `None` for what is none.
+fn rule(node: &Path) -> Result<Option<String>> {
     let metadata = fs::metadata(node).with_context(|| format!("look at {}", node.display()))?;
     let kind = match metadata.file_type() {
         kind if kind.is_char_device() => 'c',
         kind if kind.is_block_device() => 'b',
-        _ => bail!("{} is no device", node.display()),
+        _ => return Ok(None),
     };
     let number = metadata.rdev();
-    Ok(format!("{kind} {}:{} rwm", libc::major(number), libc::minor(number)))
+    Ok(Some(format!("{kind} {}:{} rwm", libc::major(number), libc::minor(number))))
 }
 
 #[cfg(test)]
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn the_rule_of_a_node() {
-        assert_eq!(rule(Path::new("/dev/null")).unwrap(), "c 1:3 rwm");
-        assert!(rule(Path::new("/proc")).is_err());
+        assert_eq!(rule(Path::new("/dev/null")).unwrap().as_deref(), Some("c 1:3 rwm"));
+        assert_eq!(rule(Path::new("/proc")).unwrap(), None);
         assert!(rule(Path::new("/dev/no-such-node")).is_err());
     }
 }

@@ -49,7 +49,7 @@ pub struct Request<'a> {
 }
 
 /// The cgroups of a sandbox.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SandboxCgroups {
     hierarchies: Hierarchies,
     record: Record,
@@ -188,7 +188,7 @@ impl SandboxCgroups {
         Ok(())
     }
 
-    /// Let the sandbox use one more device of the host.
+    /// Let the sandbox use one more device of the host. What is no device needs no leave.
     pub fn allow_device(&self, node: &Path) -> Result<()> {
         self.devices().map_or(Ok(()), |directory| devices::change(&directory, node, true))
     }
