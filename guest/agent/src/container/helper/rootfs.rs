@@ -213,7 +213,7 @@ fn change(target: &Path, flags: MsFlags) -> nix::Result<()> {
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
 }
 
-/// What the mount that `target` lies on forbids already, as flags of mount(2).
+/// What the mount that `target` lies on forbids already, as flags of mount(2). `relatime` is what mount(2) does unasked.
 fn flags_of(target: impl AsFd) -> Result<MsFlags> {
     use nix::sys::statvfs::FsFlags;
     let present = nix::sys::statvfs::fstatvfs(target).context("look at the mount")?.flags();
@@ -224,7 +224,6 @@ fn flags_of(target: impl AsFd) -> Result<MsFlags> {
         (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
         (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
         (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
     ];
     Ok(pairs
         .into_iter()
