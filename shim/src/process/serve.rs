@@ -73,9 +73,9 @@ async fn run(args: &Args, listener: UnixListener, launcher: Arc<dyn Launcher>) -
     let events = Publisher::start(&args.namespace, env::var("TTRPC_ADDRESS").ok());
     let pod = Pod::new(&args.namespace, &args.id, launcher, events.clone());
     let mut server = server(listener, TaskService::new(pod.clone()))?;
-    server.start().await.map_err(|error| failed("serve the task API", &error))?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| failed("listen for SIGTERM", &error))?;
+    server.start().await.map_err(|error| failed("serve the task API", &error))?;
     tokio::select! {
         () = pod.finished() => {}
         _ = terminate.recv() => {
@@ -90,8 +90,8 @@ async fn run(args: &Args, listener: UnixListener, launcher: Arc<dyn Launcher>) -
     Ok(())
 }
 
-/// Both versions of the API, by one implementation.
-fn server(listener: UnixListener, service: TaskService) -> Result<Server> {
+/// A server of both versions of the API, by one implementation.
+pub fn server(listener: UnixListener, service: TaskService) -> Result<Server> {
     listener.set_nonblocking(true).map_err(|error| failed("use the listener", &error))?;
     let listener =
         Listener::try_from(listener).map_err(|error| failed("use the listener", &error))?;

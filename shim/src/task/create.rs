@@ -32,7 +32,11 @@ pub(super) async fn create(pod: &Arc<Pod>, call: CreateTaskRequest) -> Result<()
     id::check_container(&call.id)?;
     pod.reserve(&call.id)?;
     let mut half = Half { pod: pod.clone(), id: call.id.clone(), made: Some(Made::Nothing) };
-    match half.complete(&call).await {
+    let completed = tokio::select! {
+        completed = half.complete(&call) => completed,
+        () = pod.terminating() => Err(Error::new(Kind::Unavailable, "the shim is ending")),
+    };
+    match completed {
         Ok(container) => {
             half.made = None;
             pod.add(container);

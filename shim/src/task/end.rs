@@ -44,7 +44,9 @@ pub(super) async fn kill(
             Ok(())
         }
         Phase::Created | Phase::Starting | Phase::Running | Phase::Paused => {
-            match pod.sandbox()?.signal(process.id(), signal, all).await {
+            // A sandbox that is stopped, or has died, takes its processes with it.
+            let Ok(sandbox) = pod.sandbox() else { return gone(process, signal) };
+            match sandbox.signal(process.id(), signal, all).await {
                 // It has ended, and its output is still on its way.
                 Err(error) if error.kind() == Kind::NotFound => gone(process, signal),
                 result => result.map_err(|error| {
@@ -137,12 +139,13 @@ async fn put_down(pod: &Arc<Pod>, container: &Container, process: &Process) -> E
 /// Take a container out of the sandbox. It is gone for containerd even if that fails: what is left goes with the
 /// sandbox.
 async fn remove(pod: &Arc<Pod>, container: &Container) {
-    if let Ok(sandbox) = pod.sandbox()
-        && let Err(error) = sandbox.remove_container(&container.id).await
-    {
-        log::warn!("remove container {}: {error}", container.id);
-    }
-    if container.owns_sandbox() {
-        pod.stop_sandbox().await;
+    match pod.sandbox() {
+        Ok(sandbox) if !container.owns_sandbox() => {
+            if let Err(error) = sandbox.remove_container(&container.id).await {
+                log::warn!("remove container {}: {error}", container.id);
+            }
+        }
+        // The sandbox goes, or is going, with all that was in it.
+        Ok(_) | Err(_) => pod.stop_sandbox().await,
     }
 }

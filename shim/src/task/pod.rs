@@ -42,7 +42,9 @@ pub struct Pod {
     vm: Mutex<Vm>,
     /// Why the sandbox died.
     died: watch::Sender<Option<Arc<str>>>,
+    /// Held by who stops the sandbox.
     stopping: sync::Mutex<()>,
+    terminating: watch::Sender<bool>,
     finished: watch::Sender<bool>,
 }
 
@@ -57,6 +59,7 @@ enum Vm {
     Absent,
     Launching,
     Running(Arc<dyn Sandbox>),
+    Stopping,
     Stopped,
 }
 
@@ -84,6 +87,7 @@ impl Pod {
             vm: Mutex::new(Vm::Absent),
             died: watch::Sender::new(None),
             stopping: sync::Mutex::default(),
+            terminating: watch::Sender::new(false),
             finished: watch::Sender::new(false),
         })
     }
@@ -153,7 +157,7 @@ impl Pod {
                 Kind::FailedPrecondition,
                 "BUG: Cannot start the container, since the sandbox hasn't been created",
             )),
-            Vm::Stopped => {
+            Vm::Stopping | Vm::Stopped => {
                 Err(Error::new(Kind::FailedPrecondition, format!("sandbox {} is stopped", self.id)))
             }
         }
@@ -167,7 +171,7 @@ impl Pod {
                 *vm = Vm::Launching;
                 Ok(())
             }
-            Vm::Launching | Vm::Running(_) | Vm::Stopped => Err(Error::new(
+            Vm::Launching | Vm::Running(_) | Vm::Stopping | Vm::Stopped => Err(Error::new(
                 Kind::FailedPrecondition,
                 format!("cannot create another sandbox in sandbox: {}", self.id),
             )),
@@ -211,7 +215,8 @@ impl Pod {
         }
     }
 
-    /// Stop the sandbox. Goes on even if the caller does not wait.
+    /// Stop the sandbox, with all that runs in it. Goes on even if the caller does not wait. Who calls while it is being
+    /// stopped waits until it is.
     pub(super) async fn stop_sandbox(self: &Arc<Self>) {
         let pod = self.clone();
         // A task that panicked has said so.
@@ -220,9 +225,13 @@ impl Pod {
 
     async fn stop_now(&self) {
         let _one = self.stopping.lock().await;
-        let sandbox = match &*self.vm.lock() {
-            Vm::Running(sandbox) => sandbox.clone(),
-            Vm::Absent | Vm::Launching | Vm::Stopped => return,
+        let sandbox = {
+            let mut vm = self.vm.lock();
+            let Vm::Running(sandbox) = &*vm else { return };
+            let sandbox = sandbox.clone();
+            // From now on, nobody is to ask it anything.
+            *vm = Vm::Stopping;
+            sandbox
         };
         match timeout(STOP, sandbox.stop()).await {
             Ok(Ok(())) => log::info!("sandbox {} is stopped", self.id),
@@ -238,7 +247,7 @@ impl Pod {
     pub(super) async fn shutdown(self: &Arc<Self>) {
         let pod = self.clone();
         let end = async move {
-            if pod.wait_empty().await {
+            if pod.settled().await && pod.containers.lock().is_empty() {
                 pod.stop_sandbox().await;
                 log::info!("sandbox {} is shut down", pod.id);
                 pod.finished.send_replace(true);
@@ -248,34 +257,29 @@ impl Pod {
         let _ = tokio::spawn(end).await;
     }
 
-    /// Wait while containers are only being created or undone; true if then none is left.
-    async fn wait_empty(&self) -> bool {
+    /// Wait until no container is being created or undone; false if that takes too long.
+    async fn settled(&self) -> bool {
         let mut changed = self.changed.subscribe();
-        let decide = async {
-            loop {
-                changed.borrow_and_update();
-                {
-                    let containers = self.containers.lock();
-                    if containers.values().any(|slot| matches!(slot, Slot::Filled(_))) {
-                        return false;
-                    }
-                    if containers.is_empty() {
-                        return true;
-                    }
-                }
-                // The sender is ours.
-                if changed.changed().await.is_err() {
-                    return false;
-                }
-            }
-        };
-        timeout(UNDO, decide).await.unwrap_or(false)
+        let settled = changed.wait_for(|()| {
+            let containers = self.containers.lock();
+            let mut slots = containers.values();
+            slots.all(|slot| matches!(slot, Slot::Filled(_)))
+        });
+        matches!(timeout(UNDO, settled).await, Ok(Ok(_)))
     }
 
     /// End this shim with all that runs in it.
     pub async fn terminate(self: &Arc<Self>) {
+        self.terminating.send_replace(true);
+        self.settled().await;
         self.stop_sandbox().await;
         self.finished.send_replace(true);
+    }
+
+    /// Wait until this shim is to end, whatever is in it.
+    pub(super) async fn terminating(&self) {
+        // The sender is ours.
+        let _ = self.terminating.subscribe().wait_for(|&terminating| terminating).await;
     }
 
     /// Wait until this shim is to end.

@@ -12,6 +12,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 mod command;
+pub mod harness;
 mod process;
 
 use std::collections::HashMap;
