@@ -106,7 +106,8 @@ fn exec_runs_beside(containerd: &mut Containerd) -> Result<()> {
 }
 
 fn a_terminal_can_be_resized(containerd: &mut Containerd) -> Result<()> {
-    let script = "stty size; read line; stty size; echo line=$line; exit 7";
+    // ctr tells the size a moment after the start; until then there is none.
+    let script = "until stty size 2>/dev/null; do sleep 0.1; done; read line; stty size; exit 7";
     let mut run = containerd.run_on_terminal(Runtime::wanted(), "t1", script)?;
     run.wait_for("24 80", PATIENCE)?;
     run.resize(33, 101)?;
