@@ -30,8 +30,7 @@ pub fn manifest(directory: &Path, scratch: &Path, names: &[String]) -> Result<St
     for name in names {
         order.add(&plain(name))?;
     }
-    let mut lines =
-        format!("dir /lib 0755\ndir {TARGET} 0755\ndir /etc/ecr-agent 0755\n");
+    let mut lines = format!("dir /lib 0755\ndir {TARGET} 0755\ndir /etc/ecr-agent 0755\n");
     let mut list = String::new();
     for (name, file) in &order.loaded {
         lines.push_str(&format!("file {TARGET}/{name}.ko 0644 {}\n", file.display()));

@@ -138,7 +138,8 @@ fn arguments(machine: &Machine<'_>, channel: i32) -> Vec<String> {
     add(
         "-append",
         format!(
-            "console={console} quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on"
+            "console={console} quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on \
+             maxcpus=1"
         ),
     );
     for (serial, image, writes) in

@@ -50,8 +50,9 @@ pub fn main() -> ExitCode {
 }
 
 fn first_process() -> Result<()> {
-    let troubles = boot::boot()?;
+    let mut troubles = boot::boot()?;
     let _idle_vm = idle_vm();
+    troubles.extend(boot::all_processors());
     // The initramfs is out of reach by now; its program is not.
     let server = Command::new("/proc/self/exe")
         .arg(SERVE)
@@ -66,7 +67,8 @@ fn first_process() -> Result<()> {
 
 /// A VM that is never run, for as long as the host is up. KVM patches the scheduler's code when its first VM comes
 /// and when its last one goes, and QEMU's emulation of several processors sometimes runs what was there before:
-/// the host's kernel then dies of a breakpoint that nobody set.
+/// the host's kernel then dies of a breakpoint that nobody set. So the first one comes while there is one processor
+/// (`maxcpus=1` on the kernel's command line).
 fn idle_vm() -> Option<OwnedFd> {
     let kvm = File::open("/dev/kvm").ok()?;
     // SAFETY: KVM_CREATE_VM takes a number, the machine type, and returns a new descriptor.
