@@ -506,7 +506,9 @@ impl Sandbox for Pod {
     async fn stop(&self) -> Result<()> {
         // Held until all is given back, so that a second caller returns when nothing is left.
         let mut hold = self.hold.lock().await;
-        let Some(taken) = hold.take() else { return Ok(()) };
+        let Some(mut taken) = hold.take() else { return Ok(()) };
+        // Nobody shall take what comes now for a death.
+        taken.tasks.shutdown().await;
         self.agent.mark_dead();
         let machine = self.machine.stop().await;
         let containers: Vec<Container> =
