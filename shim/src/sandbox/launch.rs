@@ -466,6 +466,10 @@ async fn configuration(request: &ContainerRequest) -> Result<(Config, Sizing)> {
         Ok(Config::for_sandbox(&sources, &annotations)?)
     };
     let config = blocking(load).await?;
+    if config.runtime.enable_debug {
+        // Besides containerd's own wish, which the shim was started with.
+        log::set_max_level(log::LevelFilter::Debug);
+    }
     let size = config.boot_size(requested);
     Ok((config, size))
 }

@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result};
 use log::{LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
+use ecr_shim::process::logger::rfc3339;
+
 struct FileLog {
     file: Mutex<File>,
     json: bool,
@@ -35,13 +37,12 @@ impl Log for FileLog {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let (time, level) = (since.as_secs_f64(), record.level().as_str().to_lowercase());
+        let (time, level) = (rfc3339(SystemTime::now()), record.level().as_str().to_lowercase());
         let message = record.args().to_string();
         let line = if self.json {
             serde_json::json!({ "time": time, "level": level, "msg": message }).to_string()
         } else {
-            format!("time={time:.3} level={level} msg={message:?}")
+            format!("time={time:?} level={level} msg={message:?}")
         };
         // There is nobody to tell that the log is full.
         let _ = writeln!(self.file.lock(), "{line}");
