@@ -7,9 +7,10 @@
 // All of this is test code; clippy's own exception covers functions marked `#[test]` only.
 #![allow(clippy::unwrap_used)]
 
+// Shared with other tests, which use the rest.
+#[allow(dead_code)]
 #[path = "q35_fake/driver.rs"]
 mod driver;
-// Shared with other tests, which use the rest.
 #[allow(dead_code)]
 #[path = "q35_fake/rig.rs"]
 mod rig;

@@ -17,12 +17,14 @@ mod guest;
 #[path = "q35_fake/rig.rs"]
 mod rig;
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use driver::{DISK, read_sector, start_driver};
+use driver::{DISK, read_sector, start_driver, submit_read};
 use ecr_vmm::VmHandle;
 use ecr_vmm::config::RngConfig;
 use ecr_vmm::control::{
@@ -302,4 +304,83 @@ fn a_guest_may_let_go_of_everything_unasked() {
     assert!(fake.vm().unwrap().doorbell_addresses().is_empty());
     assert_eq!(remove(&vm, "drive-1"), Err(CommandError::DeviceNotFound("drive-1".into())));
     assert_eq!(add(&vm, &rig, "drive-1"), Ok("02/01".into()));
+}
+
+/// Descriptors of this process that lead to `path`.
+fn descriptors_of(path: &Path) -> usize {
+    let all = fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+    all.filter(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path)).count()
+}
+
+#[test]
+fn a_disk_that_is_read_at_the_moment_goes_with_all_it_held() {
+    let rig = rig(1);
+    let (vm, fake) = rig.start(|cpu| {
+        listen(cpu);
+        loop {
+            for change in changes(cpu, 1) {
+                if let Change::Up { bus, slot } = change {
+                    let config = behind(bus + 1, slot);
+                    place_bars(cpu, function(2), config);
+                    let doorbell = start_driver(cpu, config);
+                    submit_read(cpu, doorbell, 3);
+                    eject(cpu, bus, 1 << slot);
+                    // The doorbell is nobody's any more.
+                    cpu.write(doorbell, &0u16.to_le_bytes());
+                }
+            }
+        }
+    });
+    let events = vm.events();
+    vm.send(Command::Cont).unwrap();
+    for _ in 0..20 {
+        add(&vm, &rig, "drive-1").unwrap();
+        assert_eq!(gone(&events), "drive-1");
+        assert_eq!(descriptors_of(&rig.dir.path().join("drive-1.img")), 0);
+        assert!(fake.vm().unwrap().doorbell_addresses().is_empty());
+    }
+}
+
+#[test]
+fn a_guest_that_writes_everywhere_stops_nobody() {
+    let rig = rig(2);
+    let (vm, _) = rig.start(|cpu| {
+        // A generator that is the same each time (Marsaglia, Xorshift RNGs).
+        let mut state = 0x2545_F491_u32;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        };
+        loop {
+            let (value, at) = (random(), random());
+            let data = value.to_le_bytes();
+            match at % 4 {
+                // Hot-plug registers, of existing buses more often than of others.
+                0 => cpu.port_write(0xCD0, &(value % 3).to_le_bytes()),
+                1 => cpu.port_write(0xCC0 + (at >> 8) as u16 % 6 * 4, &data),
+                // Registers of the bridges: bus numbers, windows, command.
+                2 => cpu.write_u32(
+                    function(2 + u64::from(at >> 8 & 1)) + u64::from(at >> 9 & 0x3C),
+                    value,
+                ),
+                // Registers of what is behind them, if anything is.
+                _ => {
+                    let (bus, slot) = ((at >> 8 & 3) as u8, (at >> 10 & 31) as u8);
+                    cpu.write_u32(behind(bus, slot) + u64::from(at >> 16 & 0x3C), value);
+                }
+            }
+        }
+    });
+    vm.send(Command::Cont).unwrap();
+    for round in 0..200 {
+        // It may have been given up already, or never be.
+        let _ = add(&vm, &rig, &format!("drive-{}", round % 40));
+        let _ = remove(&vm, &format!("drive-{}", (round + 20) % 40));
+        let _ = functions(&vm);
+    }
+    vm.send(Command::Reset).unwrap();
+    assert!(functions(&vm).iter().any(|it| it.id == "pci-bridge-1"));
+    drop(vm);
 }

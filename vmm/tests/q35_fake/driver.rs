@@ -63,9 +63,8 @@ pub(crate) fn start_driver(cpu: &GuestCpu, config: u64) -> u64 {
     structure(notify) + off
 }
 
-/// Make a chain of buffers (address, length, flags) available as the first one, and wait until it is used;
-/// returns how many bytes were written to it.
-pub(crate) fn transact(cpu: &GuestCpu, doorbell: u64, buffers: &[(u64, u32, u16)]) -> u32 {
+/// Make a chain of buffers (address, length, flags) available as the first one.
+pub(crate) fn submit(cpu: &GuestCpu, doorbell: u64, buffers: &[(u64, u32, u16)]) {
     for (index, &(address, len, flags)) in (0u16..).zip(buffers) {
         let next = u16::from(usize::from(index) + 1 < buffers.len());
         cpu.write(RINGS + 16 * u64::from(index), &address.to_le_bytes());
@@ -75,18 +74,36 @@ pub(crate) fn transact(cpu: &GuestCpu, doorbell: u64, buffers: &[(u64, u32, u16)
     }
     cpu.write(RINGS + 0x1002, &1u16.to_le_bytes());
     cpu.write(doorbell, &0u16.to_le_bytes());
+}
+
+/// Make a chain available as the first one, and wait until it is used; returns how many bytes were written to
+/// it.
+pub(crate) fn transact(cpu: &GuestCpu, doorbell: u64, buffers: &[(u64, u32, u16)]) -> u32 {
+    submit(cpu, doorbell, buffers);
     cpu.wait_for_message(MESSAGE);
     assert_eq!(read_u16(cpu, RINGS + 0x2002), 1, "one chain was used");
     cpu.read_u32(RINGS + 0x2008)
 }
 
+const HEADER: u64 = BUFFER;
+const DATA: u64 = BUFFER + 0x1000;
+const STATUS: u64 = BUFFER + 0x2000;
+
+/// The chain that reads a sector.
+fn read_request(cpu: &GuestCpu, sector: u64) -> [(u64, u32, u16); 3] {
+    // VIRTIO_BLK_T_IN and the sector.
+    cpu.write(HEADER, &[0u64.to_le_bytes(), sector.to_le_bytes()].concat());
+    [(HEADER, 16, 0), (DATA, 512, 2), (STATUS, 1, 2)]
+}
+
+/// Begin to read a sector, and do not wait.
+pub(crate) fn submit_read(cpu: &GuestCpu, doorbell: u64, sector: u64) {
+    submit(cpu, doorbell, &read_request(cpu, sector));
+}
+
 /// Read a sector of the disk whose queue's doorbell is at `doorbell`. The first request since it was started.
 pub(crate) fn read_sector(cpu: &GuestCpu, doorbell: u64, sector: u64) -> [u8; 512] {
-    let (header, data, status) = (BUFFER, BUFFER + 0x1000, BUFFER + 0x2000);
-    // VIRTIO_BLK_T_IN and the sector.
-    cpu.write(header, &[0u64.to_le_bytes(), sector.to_le_bytes()].concat());
-    let chain = [(header, 16, 0), (data, 512, 2), (status, 1, 2)];
-    assert_eq!(transact(cpu, doorbell, &chain), 513);
-    assert_eq!(read(cpu, status), [0u8]);
-    read(cpu, data)
+    assert_eq!(transact(cpu, doorbell, &read_request(cpu, sector)), 513);
+    assert_eq!(read(cpu, STATUS), [0u8]);
+    read(cpu, DATA)
 }
