@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::fstatfs;
@@ -113,10 +112,11 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> 
     })
 }
 
-/// Make a network namespace that stays until [`delete`].
+/// Make a network namespace that stays until [`delete`]. Unlike ip-netns(8) this does not turn the directory into a
+/// shared mount, which would stay for good: below a shared `/run`, as systemd has it, nothing is gained by it.
 fn create(path: &Path) -> Result<()> {
-    share_directory()?;
     let what = || format!("create network namespace {}", path.display());
+    fs::create_dir_all(DIRECTORY).with_context(what)?;
     // Not truncated and not followed: a namespace may be there already.
     OpenOptions::new().write(true).create_new(true).open(path).with_context(what)?;
     let made = on_own_thread(|| {
@@ -130,28 +130,6 @@ fn create(path: &Path) -> Result<()> {
         return Err(error).with_context(what);
     }
     Ok(())
-}
-
-/// Make [`DIRECTORY`] a shared mount, as ip-netns(8) does: a namespace unmounted here is then unmounted in the mount
-/// namespaces of others too, and goes away.
-fn share_directory() -> Result<()> {
-    let directory = Path::new(DIRECTORY);
-    let what = || format!("prepare {DIRECTORY}");
-    fs::create_dir_all(directory).with_context(what)?;
-    let share = || {
-        let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
-        nix::mount::mount(None::<&str>, directory, None::<&str>, flags, None::<&str>)
-    };
-    match share() {
-        // Not a mount point yet.
-        Err(Errno::EINVAL) => {
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            nix::mount::mount(Some(directory), directory, None::<&str>, flags, None::<&str>)
-                .and_then(|()| share())
-                .with_context(what)
-        }
-        result => result.with_context(what),
-    }
 }
 
 /// Take away a namespace that [`for_pod`] made. One that is gone is no error.
