@@ -142,9 +142,11 @@ impl Launch {
     async fn take_from_host(&mut self) -> Result<()> {
         let netns = self.find_netns().await;
         self.hold.netns = netns.map_err(|error| error.context("find the pod's network"))?;
+        self.hold.record("")?;
         self.run_hooks().await?;
         let cgroups = self.make_cgroups().await;
         self.hold.cgroups = Some(cgroups.map_err(|error| error.context("set up the cgroups"))?);
+        self.hold.record("")?;
         let (share, network, cid) =
             tokio::join!(self.share_files(), self.attach_network(), blocking(vsock::allocate));
         // Each is recorded before the first failure ends this.
