@@ -124,6 +124,7 @@ fn virtio_blk(id: &str, drive: &str, addr: &str) -> Value {
     json!({
         "driver": "virtio-blk-pci", "id": id, "drive": drive, "bus": "pci-bridge-0", "addr": addr,
         "share-rw": "on", "num-queues": "1", "romfile": "", "disable-modern": "false",
+        "logical_block_size": 512, "write-cache": "auto",
     })
 }
 
@@ -240,6 +241,14 @@ fn refusals_read_as_qemu_writes_them() {
     refused(
         &[("num-queues", json!("x"))],
         "Property 'virtio-blk-pci.num-queues' doesn't take value 'x'",
+    );
+    refused(
+        &[("logical_block_size", json!("4096"))],
+        "Property 'virtio-blk-pci.logical_block_size' doesn't take value '4096'",
+    );
+    refused(
+        &[("write-cache", json!("off"))],
+        "Property 'virtio-blk-pci.write-cache' doesn't take value 'off'",
     );
     refused(&[("colour", json!("red"))], "Property 'virtio-blk-pci.colour' not found");
     refused(

@@ -23,7 +23,8 @@ pub(super) const DELETE: Type = Type::Object(&[member("id", &Type::Str)]);
 
 const BLK: &str = "virtio-blk-pci";
 const NET: &str = "virtio-net-pci";
-const BLK_PROPERTIES: &[&str] = &["drive", "num-queues", "queue-size", "serial"];
+const BLK_PROPERTIES: &[&str] =
+    &["drive", "num-queues", "queue-size", "serial", "logical_block_size", "write-cache"];
 const NET_PROPERTIES: &[&str] = &["netdev", "mac", "mq", "host_mtu", "rx_queue_size"];
 /// Properties of QEMU's that make no difference here: our devices are modern, share nothing by locks, and
 /// have no option ROM.
@@ -36,7 +37,6 @@ const IGNORED: &[&str] = &[
     "event_idx",
     "indirect_desc",
     "iothread",
-    "logical_block_size",
     "multifunction",
     "physical_block_size",
     "rombar",
@@ -44,10 +44,10 @@ const IGNORED: &[&str] = &[
     "scsi",
     "share-rw",
     "vectors",
-    "write-cache",
 ];
 /// Those of the ignored ones that must be switches nevertheless.
-const SWITCHES: &[&str] = &["share-rw", "disable-modern", "disable-legacy", "write-cache"];
+const SWITCHES: &[&str] = &["share-rw", "disable-modern", "disable-legacy"];
+const SECTOR: u16 = 512;
 /// Slots behind a bridge.
 const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 
@@ -91,6 +91,15 @@ fn disk(
 ) -> Result<(DeviceConfig, User), QmpError> {
     let drive = properties.required("drive")?;
     let node = backends.node(drive).ok_or_else(|| properties.cannot_find("drive", drive))?;
+    // The sectors are those of the file or block device, and there is always a write cache that can be flushed.
+    if let Some(size) = properties.number("logical_block_size")?
+        && !matches!(size, 0 | SECTOR)
+    {
+        return Err(properties.refuses("logical_block_size", &json!(size)));
+    }
+    if properties.automatic("write-cache")? == Some(false) {
+        return Err(properties.refuses("write-cache", &json!("off")));
+    }
     let disk = DiskConfig {
         id: id.to_owned(),
         path: node.path.clone(),

@@ -68,6 +68,14 @@ impl<'a> Properties<'a> {
         switch(value).map(Some).ok_or_else(|| self.refuses(name, value))
     }
 
+    /// A switch that may also be left to the device (`auto`).
+    pub(super) fn automatic(&self, name: &str) -> Result<Option<bool>, QmpError> {
+        match self.values.get(name) {
+            Some(Value::String(text)) if text == "auto" => Ok(None),
+            _ => self.switch(name),
+        }
+    }
+
     /// The error for a value that the property cannot have.
     pub(super) fn refuses(&self, name: &str, value: &Value) -> QmpError {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
