@@ -177,7 +177,7 @@ impl Pod {
             let (storage, path) = block.storage(&request.id, &pci_path);
             return Ok(Root { path, storages: vec![storage] });
         }
-        let rootfs = request.bundle.join("rootfs");
+        let rootfs = rootfs_directory(request);
         if !request.rootfs.is_empty() {
             let (mounts, target) = (request.rootfs.clone(), rootfs.clone());
             self.edit(&request.id, |container| container.mounted = true);
@@ -299,6 +299,13 @@ fn unmount_rootfs(container: &Container) -> anyhow::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Where a container's root file system is on the host: mounted in the bundle, or where its specification says.
+fn rootfs_directory(request: &ContainerRequest) -> PathBuf {
+    let named = request.spec.root().as_ref().map(|root| root.path().as_path());
+    let named = named.filter(|_| request.rootfs.is_empty());
+    request.bundle.join(named.unwrap_or(Path::new("rootfs")))
 }
 
 /// Run `work` on a thread that may wait.
@@ -575,6 +582,7 @@ fn kernel_module(text: &str) -> rpc::KernelModule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::Mount;
 
     #[test]
     fn volumes_of_one_container_have_names_of_their_own() {
@@ -582,6 +590,25 @@ mod tests {
         assert_eq!(first, "c-003-hosts");
         assert_ne!(first, volume_name("c", 4, Path::new("/var/hosts")));
         assert_eq!(volume_name("c", 0, Path::new("/")), "c-000-");
+    }
+
+    #[test]
+    fn a_root_may_be_outside_of_the_bundle() {
+        let request = |root: &str, mounts: &[Mount]| ContainerRequest {
+            id: "c".into(),
+            bundle: "/bundle".into(),
+            rootfs: mounts.to_vec(),
+            spec: serde_json::from_value(
+                serde_json::json!({"ociVersion": "1.0.2", "root": {"path": root}}),
+            )
+            .unwrap(),
+            config_path: None,
+        };
+        let mount = Mount { kind: "overlay".into(), source: "overlay".into(), options: Vec::new() };
+        let directory = |root, mounts: &[Mount]| rootfs_directory(&request(root, mounts));
+        assert_eq!(directory("/elsewhere", &[]), Path::new("/elsewhere"));
+        assert_eq!(directory("rootfs", &[]), Path::new("/bundle/rootfs"));
+        assert_eq!(directory("/elsewhere", &[mount]), Path::new("/bundle/rootfs"));
     }
 
     #[test]
