@@ -78,10 +78,13 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<()> {
     let task = receive_task(socket)?;
     let process = task.spec.process.get_or_default();
     namespace::set_oom_score(process.oom_score_adj)?;
-    match task.order {
-        Order::Create => namespace::enter_new(task.spec.linux.get_or_default())?,
-        Order::Exec(init) => namespace::join(init)?,
-    }
+    let init = match task.order {
+        Order::Create => {
+            namespace::enter_new(task.spec.linux.get_or_default())?;
+            None
+        }
+        Order::Exec(init) => Some(namespace::join(init)?),
+    };
     match namespace::split(task.cgroup.as_fd())? {
         Side::Parent(child) => {
             wire::send(socket, &Report::Child(child).encode(), &[])
@@ -89,7 +92,7 @@ fn prepare(socket: BorrowedFd<'_>) -> Result<()> {
             Ok(())
         }
         Side::Child => {
-            let Err(error) = become_process(socket, task);
+            let Err(error) = become_process(socket, task, init.as_ref().map(AsFd::as_fd));
             Err(error)
         }
     }
@@ -110,16 +113,23 @@ fn receive_task(socket: BorrowedFd<'_>) -> Result<Task> {
 }
 
 /// The second step: from here on this is the container's process.
-fn become_process(socket: BorrowedFd<'_>, task: Task) -> Result<Infallible> {
-    let Task { order, mut spec, stdio, .. } = task;
+fn become_process(
+    socket: BorrowedFd<'_>,
+    task: Task,
+    init: Option<BorrowedFd<'_>>,
+) -> Result<Infallible> {
+    let Task { mut spec, stdio, .. } = task;
     let process = spec.process.take().unwrap_or_default();
     setsid().context("lead a session")?;
     // Modes are meant as they are written.
     umask(Mode::empty());
 
-    let terminal = match order {
-        Order::Create => make_container(&spec, &process)?,
-        Order::Exec(_) => Terminal::open_if_wanted(&process, None)?,
+    let terminal = match init {
+        None => make_container(&spec, &process)?,
+        Some(init) => {
+            namespace::join_inner(init)?;
+            Terminal::open_if_wanted(&process, None)?
+        }
     };
     let user = process.user.get_or_default();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));

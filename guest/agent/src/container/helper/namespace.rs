@@ -14,13 +14,12 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// `CLONE_INTO_CGROUP` (linux/sched.h), which only clone3(2) takes.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Everything that makes a container's view its own.
-const ALL: CloneFlags = CloneFlags::CLONE_NEWNS
+/// Everything that makes a container's view its own, but for the cgroup namespace.
+const OUTER: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS)
-    .union(CloneFlags::CLONE_NEWNET)
-    .union(CloneFlags::CLONE_NEWCGROUP);
+    .union(CloneFlags::CLONE_NEWNET);
 
 /// Which of the two processes this is after [`split`].
 pub enum Side {
@@ -71,14 +70,22 @@ pub fn enter_inner() -> Result<()> {
         .context("make mount and cgroup namespaces")
 }
 
-/// Join all namespaces of process `init`; afterwards its root is this one's.
-pub fn join(init: i32) -> Result<()> {
+/// Join the namespaces of process `init`, but for its cgroup namespace; afterwards its root is this one's. Returns what
+/// [`join_inner`] needs.
+pub fn join(init: i32) -> Result<OwnedFd> {
     // SAFETY: the call takes two numbers and returns a new descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, init, 0) };
     let fd = Errno::result(fd).with_context(|| format!("find the container's process {init}"))?;
     // SAFETY: the kernel has just made it for us.
     let process = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    setns(process.as_fd(), ALL).context("join the container's namespaces")
+    setns(process.as_fd(), OUTER).context("join the container's namespaces")?;
+    Ok(process)
+}
+
+/// Join the cgroup namespace of `process`. Only for one that is in its cgroup already: nobody can be moved to a cgroup
+/// from outside of the namespace's root (cgroup_namespaces(7)).
+pub fn join_inner(process: BorrowedFd<'_>) -> Result<()> {
+    setns(process, CloneFlags::CLONE_NEWCGROUP).context("join the container's cgroup namespace")
 }
 
 /// Go on as two processes: the child is this process's sibling, in `cgroup`.
