@@ -436,6 +436,166 @@ fn a_disk_that_shrinks_gives_the_guest_an_error_and_nothing_else() -> Result<()>
     Ok(())
 }
 
+/// Where virtiofsd is, on Debian and elsewhere.
+const VIRTIOFSD: [&str; 3] =
+    ["/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/local/bin/virtiofsd"];
+
+/// A daemon that serves a directory, as long as it lives.
+struct Virtiofsd(std::process::Child);
+
+impl Virtiofsd {
+    fn start(directory: &Path, socket: &Path) -> Result<Self> {
+        let Some(program) = VIRTIOFSD.into_iter().find(|path| Path::new(path).exists()) else {
+            println!("SKIPPED: this host has no virtiofsd");
+            std::process::exit(77);
+        };
+        let daemon = Command::new(program)
+            .arg(format!("--socket-path={}", socket.display()))
+            .arg(format!("--shared-dir={}", directory.display()))
+            .args(["--sandbox=none", "--seccomp=none"])
+            .spawn()
+            .context(program)?;
+        let daemon = Self(daemon);
+        // It takes one connection only, so nobody may try whether it listens.
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        while !socket.exists() {
+            ensure!(std::time::Instant::now() < until, "virtiofsd does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(daemon)
+    }
+}
+
+impl Drop for Virtiofsd {
+    fn drop(&mut self) {
+        // It ends by itself when the VMM has gone.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_directory_is_shared_both_ways() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let (shared, socket) = (scratch.path().join("shared"), scratch.path().join("fs.sock"));
+    std::fs::create_dir(&shared)?;
+    std::fs::write(shared.join("from-host"), "x".repeat(3 << 20))?;
+    let _daemon = Virtiofsd::start(&shared, &socket)?;
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--memory", "256M,shared", "--cpus", "2"])
+        .with(&["--fs", &format!("socket={},tag=data,queues=4", socket.display())])
+        .script(
+            "mount -t virtiofs data /mnt && echo SIZE=$(tr -d y < /mnt/from-host | wc -c); \
+             dd if=/dev/zero bs=1M count=8 2>/dev/null | tr \\\\000 z > /mnt/from-guest; umount /mnt",
+        );
+    let said = powers_off(boot)?;
+    ensure!(value(&said, "SIZE")? == "3145728", "{said}");
+    let written = std::fs::read(shared.join("from-guest"))?;
+    ensure!(written.len() == 8 << 20 && written.iter().all(|byte| *byte == b'z'), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_outlives_the_daemon_of_its_directory() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let (socket, control) = (scratch.path().join("fs.sock"), scratch.path().join("qmp.sock"));
+    let daemon = Virtiofsd::start(scratch.path(), &socket)?;
+    let mut guest = Boot::kernel(&place(), "vmlinux")
+        .initrd(&place(), "initrd.img")
+        .with(&["--memory", "256M,shared", "--qmp", &format!("unix:{}", control.display())])
+        .with(&["--fs", &format!("socket={},tag=data", socket.display())])
+        .start()?;
+    guest.wait_ready()?;
+    let mut qmp = Qmp::connect(&control)?;
+    drop(daemon);
+    let lost = qmp.wait_event("__io.containerd.ecr_BACKEND_LOST")?;
+    ensure!(lost["data"]["device"] == "fs0", "{lost}");
+    ensure!(qmp.execute("query-status")?["running"] == true);
+    qmp.execute("system_powerdown")?;
+    let (status, said) = guest.wait_end()?;
+    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    Ok(())
+}
+
+/// A tap with an address on the host's side, as long as it lives.
+struct HostTap(&'static str);
+
+impl HostTap {
+    fn new(name: &'static str, address: &str) -> Result<Self> {
+        if !Path::new("/dev/net/tun").exists() {
+            println!("SKIPPED: this host has no /dev/net/tun");
+            std::process::exit(77);
+        }
+        let kind = ["mode", "tap", "multi_queue", "vnet_hdr"];
+        ip(&[&["tuntap", "add", "dev", name], &kind[..]].concat())?;
+        let tap = Self(name);
+        ip(&["address", "add", address, "dev", name])?;
+        ip(&["link", "set", name, "up"])?;
+        Ok(tap)
+    }
+}
+
+impl Drop for HostTap {
+    fn drop(&mut self) {
+        let gone = ip(&["link", "delete", self.0]);
+        assert!(gone.is_ok(), "{} stays behind", self.0);
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("ip")?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {arguments:?}: {problem}");
+    Ok(())
+}
+
+/// Frames of all sizes pass between host and guest, over two pairs of queues.
+fn a_guest_is_on_the_network(tap: &'static str, vhost: &str) -> Result<()> {
+    let _tap = HostTap::new(tap, "192.0.2.1/24")?;
+    let boot = Boot::kernel(&place(), "vmlinux")
+        .image(&place(), "pmem")
+        .with(&["--cpus", "2"])
+        .with(&[
+            "--net",
+            &format!("tap={tap},queues=2,vhost={vhost},mac=02:00:00:00:00:01,mtu=1400"),
+        ])
+        .script(
+            "cd /sys/class/net/eth0; echo MAC=$(cat address); echo MTU=$(cat mtu); \
+             echo QUEUES=$(ls queues | wc -l); \
+             ip link set eth0 up; ip addr add 192.0.2.2/24 dev eth0; \
+             for size in 1 1300 4000 60000; do ping -c 3 -s $size 192.0.2.1 | grep received; done; \
+             echo ALL=$(ping -c 100 -A -s 8000 192.0.2.1 | grep -c seq=)",
+        );
+    let said = powers_off(boot)?;
+    for (key, wanted) in
+        [("MAC", "02:00:00:00:00:01"), ("MTU", "1400"), ("QUEUES", "4"), ("ALL", "100")]
+    {
+        ensure!(value(&said, key)? == wanted, "{key} is not {wanted}:\n{said}");
+    }
+    let all = said.matches("3 packets received").count();
+    ensure!(all == 4, "of 4 sizes, {all} came back:\n{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_is_on_the_network_through_this_process() -> Result<()> {
+    a_guest_is_on_the_network("ecr-test0", "off")
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_is_on_the_network_through_the_kernel() -> Result<()> {
+    if !Path::new("/dev/vhost-net").exists() {
+        println!("SKIPPED: this host has no /dev/vhost-net");
+        std::process::exit(77);
+    }
+    a_guest_is_on_the_network("ecr-test1", "on")
+}
+
 #[test]
 #[ignore = "starts the program"]
 fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
