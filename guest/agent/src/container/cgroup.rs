@@ -63,6 +63,22 @@ impl Cgroup {
             .into())
     }
 
+    /// A handle for another process beside `first`. A container that manages cgroups of its own has moved its processes
+    /// further down, since none may be where controllers are handed on ("No Internal Process Constraint").
+    pub fn open_for_another(&self, first: i32) -> Result<OwnedFd> {
+        if self.read("cgroup.subtree_control").trim().is_empty() {
+            return self.open();
+        }
+        let file = format!("/proc/{first}/cgroup");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {file}"))?;
+        let below = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = self.root.join(below.unwrap_or_default());
+        if !path.starts_with(&self.path) {
+            bail!("process {first} has left cgroup {}", self.path.display());
+        }
+        Ok(File::open(&path).with_context(|| format!("open cgroup {}", path.display()))?.into())
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -14,6 +14,7 @@ use ecr_agent_protocol::oci::{LinuxResources, Spec};
 use protobuf::MessageField;
 
 use super::cgroup::Cgroup;
+use super::hooks::{self, Moment};
 use super::process::Process;
 use super::registry::Registry;
 use super::wire::Order;
@@ -74,16 +75,21 @@ pub async fn create(sandbox: &Arc<Sandbox>, mut request: CreateContainerRequest)
     let storages = storage::add_storages(sandbox, &request.storages, &id)
         .await
         .context("prepare the storages")?;
-    match make(sandbox, &request, spec, &storages).await {
-        Ok(container) => {
-            reservation.fill(Arc::new(container));
-            Ok(())
-        }
+    let container = match make(sandbox, &request, spec, &storages).await {
+        Ok(container) => Arc::new(container),
         Err(error) => {
             report(storage::remove_storages(sandbox, &storages).await);
-            Err(error.into())
+            return Err(error.into());
         }
+    };
+    reservation.fill(Arc::clone(&container));
+    if let Err(error) = hooks::run(sandbox, &container, Moment::Prestart).await {
+        if let Err(error) = remove(sandbox, &id, None).await {
+            log::warn!("{error}");
+        }
+        return Err(error.into());
     }
+    Ok(())
 }
 
 async fn make(
@@ -100,17 +106,18 @@ async fn make(
         let namespaces = sandbox.namespaces.read().clone();
         bundle::amend_namespaces(&mut spec, &namespaces, shared_pid);
         leftovers.bundle = Some(directory.clone());
-        bundle::make(&directory, &mut spec)?;
+        let spec = make_bundle(directory.clone(), spec).await?;
         let linux = spec.linux.get_or_default();
         let cgroup = leftovers.cgroup.insert(Cgroup::create(&linux.cgroups_path, id)?);
         if let Some(resources) = linux.resources.as_ref() {
             cgroup.limit(resources)?;
         }
         let size = sandbox.containers.pipe_size.load(Ordering::Relaxed);
-        Process::launch(&sandbox.reaper, Order::Create, &spec, cgroup, size).await
+        let first = Process::launch(&sandbox.reaper, Order::Create, &spec, cgroup, size).await?;
+        anyhow::Ok((first, spec))
     };
-    let first = match made.await {
-        Ok(first) => first,
+    let (first, mut spec) = match made.await {
+        Ok(made) => made,
         Err(error) => {
             leftovers.take_back().await;
             return Err(error);
@@ -138,6 +145,12 @@ async fn make(
     })
 }
 
+/// The root may lie on the host's share, which may be slow, or gone.
+async fn make_bundle(directory: PathBuf, mut spec: Spec) -> anyhow::Result<Spec> {
+    let make = move || bundle::make(&directory, &mut spec).map(|()| spec);
+    tokio::task::spawn_blocking(make).await.context("make the bundle")?
+}
+
 /// With the first process the container ends. In a PID namespace of its own the kernel sees to that.
 fn follow(sandbox: &Arc<Sandbox>, id: &str, first: &Process) {
     let (sandbox, id, ended) = (Arc::downgrade(sandbox), id.to_string(), first.ended.clone());
@@ -152,6 +165,14 @@ fn follow(sandbox: &Arc<Sandbox>, id: &str, first: &Process) {
     });
 }
 
+/// Let the first process of a container execute its program.
+pub async fn start(sandbox: &Arc<Sandbox>, id: &str) -> Result<()> {
+    let container = sandbox.containers.get(id)?;
+    sandbox.containers.start_first(&container).await?;
+    report(hooks::run(sandbox, &container, Moment::Poststart).await);
+    Ok(())
+}
+
 impl Containers {
     /// The PID namespace that containers share. The first container's is it, and when that has gone, the next one's.
     fn shared_pid(&self) -> Option<String> {
@@ -162,9 +183,8 @@ impl Containers {
         first.as_ref().map(|first| format!("/proc/{}/ns/pid", first.pid()))
     }
 
-    /// Let the first process of a container execute its program.
-    pub async fn start(&self, id: &str) -> Result<()> {
-        let container = self.get(id)?;
+    async fn start_first(&self, container: &Container) -> Result<()> {
+        let id = &container.id;
         let _changing = container.changing.lock().await;
         let Some(waiting) = container.first.waiting.lock().await.take() else {
             return Err(Error::State(format!("container {id} was started already")));
@@ -249,6 +269,7 @@ pub async fn remove(sandbox: &Arc<Sandbox>, id: &str, patience: Option<Duration>
         storage::remove_storages(sandbox, &container.storages).await,
     ];
     sandbox.containers.registry.remove(id, &container);
+    report(hooks::run(sandbox, &container, Moment::Poststop).await);
     for outcome in outcomes {
         outcome.with_context(|| format!("remove container {id}"))?;
     }

@@ -8,6 +8,7 @@
 //! | [`lifecycle`] | making, starting, pausing and removing containers |
 //! | [`process`] | one process of a container: its end, its signals, its streams ([`stdio`]) |
 //! | [`bundle`] | the container's directory, and what the guest changes in a specification |
+//! | [`hooks`] | programs of the image that run beside containers |
 //! | [`launch`], [`wire`], [`helper`] | how a process comes to be: the agent's side, the words, the other side |
 //! | [`cgroup`], [`resources`], [`stats`], [`oom`] | limits, and what has been used |
 //! | [`seccomp`] | system call filters |
@@ -21,6 +22,7 @@
 mod bundle;
 mod cgroup;
 pub mod helper;
+mod hooks;
 mod launch;
 pub mod lifecycle;
 mod oom;

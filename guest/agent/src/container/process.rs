@@ -3,9 +3,11 @@
 
 //! One process of a container that the runtime knows by name.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use ecr_agent_protocol::oci::{self, Spec};
@@ -35,6 +37,7 @@ pub struct Process {
     /// Until it is started.
     pub(super) waiting: tokio::sync::Mutex<Option<Waiting>>,
     asked: AtomicBool,
+    made: Instant,
 }
 
 impl Process {
@@ -46,7 +49,10 @@ impl Process {
         cgroup: &Cgroup,
         pipe_size: u32,
     ) -> anyhow::Result<Self> {
-        let cgroup = cgroup.open()?;
+        let cgroup = match order {
+            Order::Create => cgroup.open()?,
+            Order::Exec(first) => cgroup.open_for_another(first)?,
+        };
         let (waiting, streams) = if spec.process.terminal {
             let mut waiting = launch(reaper, order, spec, &cgroup, &[]).await?;
             let master = waiting.master.take().context("the process has no terminal")?;
@@ -60,6 +66,7 @@ impl Process {
             streams,
             waiting: tokio::sync::Mutex::new(Some(waiting)),
             asked: AtomicBool::new(false),
+            made: Instant::now(),
         })
     }
 
@@ -193,11 +200,13 @@ impl Container {
         Err(Error::State(format!("cannot exec in container {}, which {problem}", self.id)))
     }
 
-    /// Forget the process of this name if it has ended, and of all the ended ones those that are too many.
+    /// Forget the process of this name if it has ended, and of all the ended ones the oldest that are too many.
     fn forget_ended(&self, exec_id: &str) {
         let mut asked = 0;
         let mut unasked = 0;
-        for (name, process) in self.execs.all() {
+        let mut all = self.execs.all();
+        all.sort_by_key(|(_, process)| Reverse(process.made));
+        for (name, process) in all {
             if process.is_alive() {
                 continue;
             }

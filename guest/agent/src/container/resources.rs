@@ -29,7 +29,7 @@ pub fn settings(resources: &LinuxResources, has: impl Fn(&str) -> bool) -> Resul
     let mut settings = Vec::new();
     let mut set = |file: &str, value: String| settings.push(Setting { file: file.into(), value });
     if let Some(memory) = resources.memory.as_ref() {
-        limit_memory(memory, &mut set)?;
+        limit_memory(memory, &has, &mut set)?;
     }
     if let Some(cpu) = resources.cpu.as_ref() {
         limit_cpu(cpu, &mut set);
@@ -43,10 +43,11 @@ pub fn settings(resources: &LinuxResources, has: impl Fn(&str) -> bool) -> Resul
         if size.is_empty() || !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
             bail!("huge page size {size:?} is no size");
         }
-        set(&format!("hugetlb.{size}.max"), one.limit.to_string());
-        let reserved = format!("hugetlb.{size}.rsvd.max");
-        if has(&reserved) {
-            set(&reserved, one.limit.to_string());
+        // Limits come for the host's sizes. What the guest does not have needs no limit.
+        for file in [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")] {
+            if has(&file) {
+                set(&file, one.limit.to_string());
+            }
         }
     }
     if let Some(io) = resources.block_io.as_ref() {
@@ -59,22 +60,31 @@ fn or_max(value: i64) -> String {
     if value < 0 { "max".into() } else { value.to_string() }
 }
 
-fn limit_memory(memory: &LinuxMemory, set: &mut impl FnMut(&str, String)) -> Result<()> {
+fn limit_memory(
+    memory: &LinuxMemory,
+    has: impl Fn(&str) -> bool,
+    set: &mut impl FnMut(&str, String),
+) -> Result<()> {
+    const SWAP: &str = "memory.swap.max";
     if memory.reservation != 0 {
         set("memory.low", or_max(memory.reservation));
     }
-    // Version 1 counts memory and swap together.
+    // Version 1 counts memory and swap together. A kernel without swap needs no limit.
     if memory.swap > 0 {
         match memory.swap.checked_sub(memory.limit) {
-            Some(swap) if memory.limit > 0 && swap >= 0 => set("memory.swap.max", swap.to_string()),
+            Some(swap) if memory.limit > 0 && swap >= 0 => {
+                if has(SWAP) {
+                    set(SWAP, swap.to_string());
+                }
+            }
             _ => bail!(
                 "memory and swap together are limited to {}, memory alone to {}",
                 memory.swap,
                 memory.limit
             ),
         }
-    } else if memory.swap < 0 {
-        set("memory.swap.max", "max".into());
+    } else if memory.swap < 0 && has(SWAP) {
+        set(SWAP, "max".into());
     }
     if memory.limit != 0 {
         set("memory.max", or_max(memory.limit));
@@ -202,7 +212,10 @@ mod tests {
             pair("pids.max", "max"),
             pair("hugetlb.2MB.max", "0"),
         ];
-        assert_eq!(written(&resources, &[]), expected);
+        let present = ["memory.swap.max", "hugetlb.2MB.max"];
+        assert_eq!(written(&resources, &present), expected);
+        let fewer = written(&resources, &[]);
+        assert_eq!(fewer.len(), expected.len() - 2, "no swap and no huge pages in the guest");
     }
 
     #[test]

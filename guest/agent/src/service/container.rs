@@ -55,7 +55,7 @@ pub async fn start_container(
     request: msg::StartContainerRequest,
 ) -> Result<Empty> {
     let sandbox = Arc::clone(sandbox);
-    whole(async move { sandbox.containers.start(&request.container_id).await }).await?;
+    whole(async move { lifecycle::start(&sandbox, &request.container_id).await }).await?;
     Ok(Empty::new())
 }
 

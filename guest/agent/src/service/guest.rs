@@ -114,7 +114,7 @@ pub async fn get_diagnostic_data(
     request: msg::GetDiagnosticDataRequest,
 ) -> Result<msg::GetDiagnosticDataResponse> {
     let container = sandbox.containers.get(&request.container_id)?;
-    let data = container.diagnostic(&request.log_type)?;
+    let data = aside(move || Ok(container.diagnostic(&request.log_type)?)).await?;
     Ok(msg::GetDiagnosticDataResponse { data, ..Default::default() })
 }
 
