@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail};
 use ecr_agent_protocol::agent::Storage;
 use oci_spec::runtime::{Mount, Spec};
 
+use crate::host::share;
+
 /// The most files of a configmap or secret that the guest watches for changes.
 const WATCHED_FILES_MAX: usize = 8;
 
@@ -201,7 +203,7 @@ pub fn local_storage(name: &str, gid: u32) -> (Storage, String) {
 
 /// The storage that keeps a watched copy of the shared directory `shared`, and its path in the guest.
 pub fn watched_storage(shared: &str, name: &str) -> (Storage, String) {
-    let path = format!("{}/watchable/{name}", crate::host::share::GUEST);
+    let path = format!("{}/{}/{name}", share::GUEST, share::WATCHABLE);
     let storage = Storage {
         driver: "watchable-bind".into(),
         source: shared.into(),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! /run/kata-containers/shared/sandboxes/<sid>/
-//!     mounts/     what the guest shall see: each container's root file system, each volume
+//!     mounts/     what the guest shall see: <cid>/rootfs, and <cid>/<number>-<name> for each volume
 //!     shared/     what virtiofsd exports: a read-only bind of mounts/ that receives its new mounts, and gives none back
 //!     private/    where a mount is made read-only before it appears in mounts/
 //! ```
@@ -26,6 +26,9 @@ pub const ROOT: &str = "/run/kata-containers/shared/sandboxes";
 
 /// Where the guest mounts the share.
 pub const GUEST: &str = "/run/kata-containers/shared/containers";
+
+/// Below it, the guest keeps copies of volumes whose changes it watches.
+pub const WATCHABLE: &str = "watchable";
 
 /// The mount tag that runtime and agent agree on.
 pub const TAG: &str = "kataShared";
@@ -63,6 +66,8 @@ impl Share {
         };
         make(&self.base, 0o700)?;
         make(&self.mounts(), 0o750)?;
+        // The guest cannot make a directory here; its agent mounts a tmpfs on this one.
+        make(&self.mounts().join(WATCHABLE), 0o750)?;
         make(&self.exported(), 0o700)?;
         make(&self.private(), 0o700)?;
         // Its own mount, so that propagation begins here and does not depend on how the host's root is mounted.
@@ -98,8 +103,7 @@ impl Share {
         Ok(format!("{GUEST}/{id}/rootfs"))
     }
 
-    /// Show the file or directory `source` to the guest, under a name that begins with the container's id. Returns its
-    /// guest path.
+    /// Show the file or directory `source` to the guest, under a name below the container's id. Returns its guest path.
     ///
     /// # Errors
     /// The source is gone, or the mount fails.
@@ -133,37 +137,13 @@ impl Share {
         Ok(())
     }
 
-    /// Copy the file `source` into the share: what changes there later is not seen. Returns its guest path.
-    ///
-    /// # Errors
-    /// The source cannot be read.
-    pub fn add_copy(&self, name: &str, source: &Path) -> Result<String> {
-        let target = self.mounts().join(name);
-        fs::write(&target, fs::read(source)?)
-            .with_context(|| format!("copy {} to {}", source.display(), target.display()))?;
-        Ok(format!("{GUEST}/{name}"))
-    }
-
     /// Take away everything that container `id` was shown. What is not there is no error.
     ///
     /// # Errors
     /// Something is left.
     pub fn remove_container(&self, id: &str) -> Result<()> {
-        let prefix = format!("{id}-");
-        for directory in [self.mounts(), self.private()] {
-            let entries = match fs::read_dir(&directory) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                entries => entries.with_context(|| format!("list {}", directory.display()))?,
-            };
-            for entry in entries {
-                let name = entry?.file_name();
-                let name = name.to_string_lossy();
-                if name == id || name.starts_with(&prefix) {
-                    remove_tree(&directory.join(&*name))?;
-                }
-            }
-        }
-        Ok(())
+        remove_tree(&self.mounts().join(id))?;
+        remove_tree(&self.private().join(id))
     }
 
     /// Take everything away. What is not there is no error.

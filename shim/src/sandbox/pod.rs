@@ -333,10 +333,10 @@ pub(super) fn disk_id(container: &str) -> String {
     format!("rootfs-{container}")
 }
 
-/// What a volume is called in the share: unique in the container, and readable.
+/// What a volume is called in the share: below the container's id, unique in the container, and readable.
 fn volume_name(container: &str, index: usize, destination: &Path) -> String {
     let base = destination.file_name().unwrap_or_default().to_string_lossy();
-    format!("{container}-{index:03}-{base}")
+    format!("{container}/{index:03}-{base}")
 }
 
 /// Let a mount of the specification bind the guest's `source`.
@@ -587,9 +587,9 @@ mod tests {
     #[test]
     fn volumes_of_one_container_have_names_of_their_own() {
         let first = volume_name("c", 3, Path::new("/etc/hosts"));
-        assert_eq!(first, "c-003-hosts");
+        assert_eq!(first, "c/003-hosts");
         assert_ne!(first, volume_name("c", 4, Path::new("/var/hosts")));
-        assert_eq!(volume_name("c", 0, Path::new("/")), "c-000-");
+        assert_eq!(volume_name("c", 0, Path::new("/")), "c/000-");
     }
 
     #[test]
