@@ -372,3 +372,46 @@ fn waiting_asks_for_a_kick_and_a_chain_can_be_put_back() {
     assert!(!s.queue.pop_or_wait(&s.memory, &mut chain).unwrap());
     assert_eq!(s.driver.available_event(), 1);
 }
+
+#[test]
+fn chains_that_are_used_together_interrupt_whoever_waits_for_one_of_them() {
+    // The driver waits for the first, the middle, the last and the next one of three.
+    for (event, interrupts) in [(0, 1), (1, 1), (2, 1), (3, 0)] {
+        let mut s = setup(FEATURES | EVENT_IDX);
+        s.driver.set_used_event(event);
+        let mut chains = Vec::new();
+        for n in 1..=3 {
+            s.driver.add(&[(DATA, 16, true)]);
+            let mut chain = Chain::default();
+            assert!(s.queue.pop(&s.memory, &mut chain).unwrap());
+            chains.push((chain.head(), n));
+        }
+        s.queue.add_all_used(&s.memory, &chains).unwrap();
+        s.queue.notify(&s.memory).unwrap();
+        s.queue.notify(&s.memory).unwrap();
+        assert_eq!(s.interrupt.queues().len(), interrupts, "waiting for {event}");
+        for (head, written) in chains {
+            assert_eq!(s.driver.used(), Some((head.into(), written)));
+        }
+        assert_eq!(s.driver.used(), None);
+    }
+}
+
+#[test]
+fn a_device_may_stop_before_a_chain_that_it_cannot_take() {
+    let mut s = setup(FEATURES);
+    for _ in 0..3 {
+        s.driver.add(&[(DATA, 16, true)]);
+    }
+    let mut left = 2;
+    let mut chain = Chain::default();
+    let take = |_: &Chain| {
+        left -= 1;
+        Ok(if left < 0 { Taken::Refused } else { Taken::Used(0) })
+    };
+    s.queue.serve_while(&s.memory, &mut chain, take).unwrap();
+    assert_eq!(s.driver.used().zip(s.driver.used()).map(|(a, b)| (a.0, b.0)), Some((0, 1)));
+    assert_eq!(s.driver.used(), None);
+    assert!(s.queue.pop(&s.memory, &mut chain).unwrap());
+    assert_eq!(chain.head(), 2);
+}
