@@ -117,7 +117,7 @@ impl Rings {
         }
         let features = features & self.features | protocol;
         let attempted = format!("give it {} queues, with features {features:#x}", queues.len());
-        self.connection.exchange(&attempted, |frontend| {
+        let given = self.connection.exchange(&attempted, |frontend| {
             frontend.set_features(features)?;
             for (queue, (config, call)) in queues.iter().zip(&rings) {
                 give(frontend, queue, config, call)?;
@@ -126,7 +126,12 @@ impl Rings {
                 }
             }
             Ok(())
-        })?;
+        });
+        if let Err(error) = given {
+            // The rings may become other memory of the guest's, so nobody may write there.
+            self.stop(&queues);
+            return Err(error);
+        }
         for queue in &queues {
             // Buffers that came before the daemon had the doorbell.
             let _ = queue.kick.write(1);
@@ -151,17 +156,22 @@ impl Rings {
         Ok((config, call))
     }
 
+    /// Stop the daemon's use of queues; returns where it has come to in each, if it says so.
+    fn stop(&self, queues: &[ActiveQueue]) -> Vec<u32> {
+        let bases = self.connection.exchange("take queues back", |frontend| {
+            queues.iter().map(|queue| frontend.get_vring_base(queue.index.into())).collect()
+        });
+        bases.unwrap_or_else(|error| {
+            log::debug!("{error}");
+            Vec::new()
+        })
+    }
+
     /// Take the queues back, with where the daemon has come to. Where it is gone, what it had taken and not
     /// answered stays so.
     pub(super) fn take(&self, given: GivenRings) -> Vec<ActiveQueue> {
         let GivenRings { memory, mut queues, .. } = given;
-        let bases = self.connection.exchange("take queues back", |frontend| {
-            queues.iter().map(|queue| frontend.get_vring_base(queue.index.into())).collect()
-        });
-        let bases: Vec<u32> = bases.unwrap_or_else(|error| {
-            log::debug!("{error}");
-            Vec::new()
-        });
+        let bases = self.stop(&queues);
         let memory = memory.memory();
         for (position, ring) in queues.iter_mut().enumerate() {
             // The daemon keeps its used index in the ring only.

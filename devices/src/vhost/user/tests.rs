@@ -237,6 +237,18 @@ fn memory_that_the_daemon_refuses_is_taken_back() {
 }
 
 #[test]
+fn queues_that_the_daemon_refuses_are_all_stopped() {
+    let misdeed = Some((request::SET_VRING_ENABLE, 1, Misdeed::Refuse));
+    let peer = Peer::start(Nature { misdeed, ..Nature::default() });
+    let mut s = Setup::new(&peer);
+    s.share_memory();
+    let error = std::error::Error::source(&s.activate().unwrap_err()).unwrap().to_string();
+    assert!(error.contains("give it 3 queues"), "{error}");
+    assert_eq!(peer.heard(|heard| heard.all(request::GET_VRING_BASE).len()), 3);
+    assert!(s.lost.try_recv().is_err(), "a refusal is no loss");
+}
+
+#[test]
 fn a_daemon_that_dies_is_noticed_at_once() {
     let peer = Peer::start(Nature::default());
     let mut s = Setup::new(&peer);
