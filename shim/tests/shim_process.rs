@@ -23,18 +23,8 @@ use ttrpc::context;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// The shim with a fake sandbox, which `cargo test` builds along with the tests.
-fn program() -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let program =
-        tests.parent().unwrap().parent().unwrap().join("examples/containerd-shim-ecr_fake-v2");
-    assert!(
-        program.exists(),
-        "{} is not built: cargo build --package ecr-shim --examples",
-        program.display()
-    );
-    program
-}
+/// The shim itself: no container is created here, so none needs a virtual machine.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_containerd-shim-ecr-v2");
 
 /// A containerd's view: its address, and bundles.
 struct Containerd {
@@ -56,7 +46,7 @@ impl Containerd {
     }
 
     fn command(&self, id: &str) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(PROGRAM);
         command
             .args(["-namespace", "default", "-address"])
             .arg(self.dir.path().join("containerd.sock"))
@@ -296,7 +286,7 @@ fn mistakes_end_with_a_text_and_start_nothing() {
         "not allowed",
     );
     bad(&containerd.command("c1").current_dir(&bundle).output().unwrap(), "file descriptor 3");
-    let version = Command::new(program()).arg("--version").output().unwrap();
+    let version = Command::new(PROGRAM).arg("--version").output().unwrap();
     assert!(
         good(&version)
             .starts_with("containerd-shim-ecr-v2: id: \"io.containerd.ecr.v2\", version: ")

@@ -87,6 +87,9 @@ async fn writers_and_readers_may_come_and_go() {
         ..shim.create("s1", "cat", json!({}))
     };
     shim.run(&client, call).await;
+    // As when containerd restarts: it has just gone, and comes back.
+    drop(shim.connect().await);
+    tokio::time::sleep(Duration::from_millis(100)).await;
     for line in ["one\n", "two\n"] {
         let mut end = pipe::OpenOptions::new().open_sender(&stdin).unwrap();
         let mut from_out = reader(&out);
@@ -97,6 +100,25 @@ async fn writers_and_readers_may_come_and_go() {
     }
     client.close_io(limit(), &close_stdin("s1", "")).await.unwrap();
     client.wait(limit(), &wait("s1", "")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_ends_with_its_last_writer_while_containerd_is_there() {
+    let shim = Shim::new().await;
+    let client = shim.client().await;
+    let (stdin, out) = (shim.fifo("in"), shim.fifo("out"));
+    let from_out = reader(&out);
+    let call = api::CreateTaskRequest {
+        stdin: text(&stdin),
+        stdout: text(&out),
+        ..shim.create("s1", "cat", json!({}))
+    };
+    shim.run(&client, call).await;
+    let mut end = pipe::OpenOptions::new().open_sender(&stdin).unwrap();
+    end.write_all(b"all there is").await.unwrap();
+    drop(end);
+    assert_eq!(client.wait(limit(), &wait("s1", "")).await.unwrap().exit_status, 0);
+    assert_eq!(read_all(from_out).await, b"all there is");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,7 +72,7 @@ fn start_log(args: &Args) {
 async fn run(args: &Args, listener: UnixListener, launcher: Arc<dyn Launcher>) -> Result<()> {
     let events = Publisher::start(&args.namespace, env::var("TTRPC_ADDRESS").ok());
     let pod = Pod::new(&args.namespace, &args.id, launcher, events.clone());
-    let mut server = server(listener, TaskService::new(pod.clone()))?;
+    let mut server = server(listener, &pod)?;
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| failed("listen for SIGTERM", &error))?;
     server.start().await.map_err(|error| failed("serve the task API", &error))?;
@@ -91,18 +91,18 @@ async fn run(args: &Args, listener: UnixListener, launcher: Arc<dyn Launcher>) -
 }
 
 /// A server of both versions of the API, by one implementation.
-pub fn server(listener: UnixListener, service: TaskService) -> Result<Server> {
-    listener.set_nonblocking(true).map_err(|error| failed("use the listener", &error))?;
-    let listener =
-        Listener::try_from(listener).map_err(|error| failed("use the listener", &error))?;
-    let service: Arc<dyn Task + Send + Sync> = Arc::new(service);
+pub fn server(listener: UnixListener, pod: &Arc<Pod>) -> Result<Server> {
+    let unusable = |error| failed("use the listener", &error);
+    listener.set_nonblocking(true).map_err(unusable)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(unusable)?;
+    let service: Arc<dyn Task + Send + Sync> = Arc::new(TaskService::new(pod.clone()));
     let (newest, before) = VERSIONS;
     let older: HashMap<String, Service> = create_task(service.clone())
         .into_iter()
         .map(|(name, service)| (name.replace(newest, before), service))
         .collect();
     Ok(Server::new()
-        .add_listener(listener)
+        .add_listener(Listener::new(pod.callers.accept(listener)))
         .register_service(create_task(service))
         .register_service(older))
 }

@@ -12,7 +12,7 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::topics;
 use oci_spec::runtime::Spec;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::container::Container;
 use super::io::{Stdio, Streams};
@@ -22,7 +22,7 @@ use super::process::Process;
 use crate::error::{Error, Kind, Result};
 use crate::process::group::{Role, read_bounded};
 use crate::process::id;
-use crate::sandbox::{ContainerRequest, Mount, Sandbox};
+use crate::sandbox::{ContainerRequest, Launched, Mount, Sandbox};
 
 /// CRI-O leaves this annotation on everything it makes.
 const CRIO: &str = "io.kubernetes.cri-o.ContainerType";
@@ -64,9 +64,9 @@ struct Half {
 
 enum Made {
     Nothing,
-    /// The sandbox is being launched. Dropped, the launch undoes itself.
-    Launch,
-    /// The sandbox, which the container brought with it.
+    /// The sandbox is being launched.
+    Launch(JoinHandle<Result<Launched>>),
+    /// The sandbox that the container brought with it, if it came to be.
     Sandbox,
     /// The container, or a part of it, in a sandbox that others live in.
     Container(Arc<dyn Sandbox>),
@@ -110,11 +110,16 @@ impl Half {
     /// Start the pod's sandbox.
     async fn launch(&mut self, request: &ContainerRequest) -> Result<Arc<dyn Sandbox>> {
         self.pod.begin_launch()?;
-        self.made = Some(Made::Launch);
-        let launched = self.pod.launcher.launch(request).await?;
-        let sandbox = self.pod.launched(launched);
+        let (launcher, request) = (self.pod.launcher.clone(), request.clone());
+        let launch = tokio::spawn(async move { launcher.launch(&request).await });
+        let Made::Launch(launch) = self.made.insert(Made::Launch(launch)) else {
+            return Err(Error::new(Kind::Internal, "the launch was lost"));
+        };
+        let launched = launch.await;
+        // Whether it failed or not, there is nothing more to wait for.
         self.made = Some(Made::Sandbox);
-        Ok(sandbox)
+        let launched = launched.unwrap_or_else(|error| Err(panicked(&error)));
+        Ok(self.pod.launched(launched?))
     }
 
     /// Undo, in a task of its own.
@@ -126,7 +131,14 @@ impl Half {
         Some(runtime.spawn(async move {
             match made {
                 Made::Nothing => {}
-                Made::Launch => pod.not_launched(),
+                // A launch that was cut off would leave nobody to wait for what it undoes.
+                Made::Launch(launch) => {
+                    if let Ok(Ok(launched)) = launch.await {
+                        pod.launched(launched);
+                        pod.stop_sandbox().await;
+                    }
+                    pod.not_launched();
+                }
                 Made::Sandbox => {
                     pod.stop_sandbox().await;
                     pod.not_launched();
@@ -200,6 +212,10 @@ fn publish(pod: &Pod, call: CreateTaskRequest) {
         ..Default::default()
     };
     pod.publish(topics::TASK_CREATE_EVENT_TOPIC, &event);
+}
+
+fn panicked(error: &JoinError) -> Error {
+    Error::new(Kind::Internal, format!("start the sandbox: {error}"))
 }
 
 fn invalid(text: String) -> Error {

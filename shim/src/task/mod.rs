@@ -11,7 +11,7 @@
 //! | `create`, `run`, `end` | the life of a container and its processes, from Create to Delete |
 //! | [`container`], [`process`] | their states |
 //! | [`io`] | their streams |
-//! | [`events`] | what containerd is told |
+//! | [`events`], [`callers`] | what containerd is told, and whether it is there |
 //! | `stats`, [`options`] | conversions |
 //!
 //! Locks: a container's `change` lets one call at a time change the container, and may be held while the guest is
@@ -22,6 +22,7 @@
 //! Start then undo what they did; what is better finished than left half done (Delete, Pause, Resume) runs in a task of
 //! its own.
 
+pub mod callers;
 pub mod container;
 mod create;
 mod end;

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{self, mpsc, watch};
 use tokio::time::timeout;
 
+use super::callers::Callers;
 use super::container::Container;
 use super::events::Publisher;
 use crate::error::{Error, Kind, Result};
@@ -26,7 +27,7 @@ use crate::sandbox::{Launched, Launcher, Sandbox, SandboxEvent};
 const STOP: Duration = Duration::from_secs(60);
 
 /// How long the end may be put off by containers that are being created, or undone.
-const UNDO: Duration = Duration::from_secs(30);
+const UNDO: Duration = Duration::from_secs(60);
 
 /// One sandbox and its containers.
 pub struct Pod {
@@ -34,6 +35,8 @@ pub struct Pod {
     pub namespace: String,
     /// The sandbox's id.
     pub id: String,
+    /// Who is connected.
+    pub callers: Callers,
     pub(super) launcher: Arc<dyn Launcher>,
     events: Publisher,
     containers: Mutex<HashMap<String, Slot>>,
@@ -80,6 +83,7 @@ impl Pod {
         Arc::new(Self {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
+            callers: Callers::default(),
             launcher,
             events,
             containers: Mutex::default(),

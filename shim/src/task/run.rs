@@ -96,7 +96,7 @@ impl Half<'_> {
             None => sandbox.start_container(&process.container).await?,
             Some(spec) => sandbox.exec(process.id(), spec).await?,
         }
-        let copying = streams.start(&sandbox, process.id());
+        let copying = streams.start(&sandbox, process.id(), &pod.callers);
         if let Err(error) = process.set_running(copying.clone()) {
             // It was killed meanwhile.
             copying.stop();

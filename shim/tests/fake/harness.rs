@@ -15,7 +15,6 @@ use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_even
 use ecr_shim::process::serve;
 use ecr_shim::task::events::Publisher;
 use ecr_shim::task::pod::Pod;
-use ecr_shim::task::service::TaskService;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use parking_lot::Mutex;
@@ -71,7 +70,7 @@ impl Shim {
         let events = Publisher::start("test", Some(address));
         let pod = Pod::new("test", "s1", Arc::new(launcher.clone()), events);
         let listener = UnixListener::bind(dir.path().join("task.sock")).unwrap();
-        let mut server = serve::server(listener, TaskService::new(pod.clone())).unwrap();
+        let mut server = serve::server(listener, &pod).unwrap();
         server.start().await.unwrap();
         let received = Received::default();
         let mut shim = Self { dir, launcher, pod, received, containerd: None, server };

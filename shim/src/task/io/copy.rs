@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::super::callers::Callers;
 use super::Streams;
 use super::logger::Logger;
 use super::sink::Sink;
@@ -59,12 +60,19 @@ struct Shared {
     let_go: watch::Sender<bool>,
 }
 
+/// A FIFO without a writer for so long is at its end, unless containerd is away.
+const NO_WRITER: Duration = Duration::from_millis(500);
+
+/// containerd is not away if it has been connected for so long: it restarts, and opens the FIFO again, in less.
+const STEADY: Duration = Duration::from_secs(5);
+
 /// Whose streams they are.
 struct Owner {
     sandbox: Arc<dyn Sandbox>,
     container: String,
     exec: String,
     shared: Arc<Shared>,
+    callers: Callers,
 }
 
 /// How the last bytes of a process that ended went.
@@ -79,8 +87,13 @@ pub enum Drained {
 }
 
 impl Streams {
-    /// Begin to copy.
-    pub fn start(self, sandbox: &Arc<dyn Sandbox>, id: ProcessId<'_>) -> Copying {
+    /// Begin to copy, for those who call.
+    pub fn start(
+        self,
+        sandbox: &Arc<dyn Sandbox>,
+        id: ProcessId<'_>,
+        callers: &Callers,
+    ) -> Copying {
         let shared = Arc::new(Shared {
             moved: AtomicU64::new(0),
             writing: AtomicU32::new(0),
@@ -92,6 +105,7 @@ impl Streams {
             container: id.container.to_owned(),
             exec: id.exec.to_owned(),
             shared: shared.clone(),
+            callers: callers.clone(),
         };
         // A terminal is one stream.
         let mut outputs = vec![(Output::Stdout, self.stdout)];
@@ -275,7 +289,7 @@ async fn copy_input(
     done: watch::Sender<bool>,
 ) {
     if let Some(source) = source {
-        if let Err(error) = copy_source(&owner, source).await {
+        if let Err(error) = copy_source(&owner, source, terminal).await {
             log::debug!("stdin of {:?} ends: {error}", owner.id());
         }
     } else if terminal {
@@ -288,9 +302,11 @@ async fn copy_input(
     done.send_replace(true);
 }
 
-async fn copy_source(owner: &Owner, mut source: Source) -> Result<()> {
+async fn copy_source(owner: &Owner, mut source: Source, terminal: bool) -> Result<()> {
     let mut close = owner.shared.close_input.subscribe();
     let mut buffer = vec![0; CHUNK as usize];
+    // A FIFO has lost its last writer.
+    let mut alone = false;
     loop {
         let closing = *close.borrow_and_update();
         let read = if closing {
@@ -299,11 +315,31 @@ async fn copy_source(owner: &Owner, mut source: Source) -> Result<()> {
             tokio::select! {
                 read = source.read(&mut buffer) => read,
                 Ok(()) = close.changed() => continue,
+                // A terminal outlives those who are attached to it.
+                () = sleep(NO_WRITER), if alone && !terminal => {
+                    match source.read_now(&mut buffer) {
+                        // Another one has come, and has written nothing yet.
+                        Ok(None) => {
+                            alone = false;
+                            continue;
+                        }
+                        Ok(Some(0)) if owner.callers.are_steady(STEADY) => return Ok(()),
+                        Ok(Some(0)) => continue,
+                        Ok(Some(read)) => Ok(read),
+                        Err(error) => Err(error),
+                    }
+                }
             }
         };
         let read = read.map_err(anyhow::Error::from)?;
-        let Some(data) = buffer.get(..read).filter(|data| !data.is_empty()) else { return Ok(()) };
-        write_stdin(owner, data).await?;
+        match buffer.get(..read).filter(|data| !data.is_empty()) {
+            Some(data) => {
+                alone = false;
+                write_stdin(owner, data).await?;
+            }
+            None if closing || !source.reopen().map_err(anyhow::Error::from)? => return Ok(()),
+            None => alone = true,
+        }
     }
 }
 
