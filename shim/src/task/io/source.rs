@@ -56,15 +56,13 @@ impl Source {
     /// Read some of what is there already; nothing if there is nothing.
     pub async fn read_present(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Source::Fifo { end, .. } => match end.try_read(buffer) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
-                result => result,
-            },
+            Source::Fifo { .. } => self.read_now(buffer).map(Option::unwrap_or_default),
             Source::File(file) => file.read(buffer).await,
         }
     }
 
-    /// Read without waiting: `None` if there is a writer who has written nothing, no bytes if there is no writer.
+    /// Read without waiting: `None` if there is a writer who has written nothing, no bytes if there is no writer. The
+    /// FIFO itself is asked: what the runtime knows of it may be old.
     pub fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match self {
             Source::Fifo { end, .. } => match nix::unistd::read(end.as_fd(), buffer) {
