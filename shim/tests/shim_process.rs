@@ -4,6 +4,8 @@
 //! The shim as a process: started, asked and cleaned up after with the command lines and environments of containerd
 //! 1.6, 1.7 and 2.1, as recorded.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;

@@ -3,6 +3,8 @@
 
 //! The streams of processes, through FIFOs, files and logging programs.
 
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::fs;

@@ -9,7 +9,7 @@
 //! | `fake/launch-delay`, `fake/create-delay`, `fake/start-delay` | milliseconds |
 //! | `fake/launch-error`, `fake/create-error`, `fake/start-error` | the text |
 
-#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+#![allow(dead_code, missing_docs, clippy::needless_pass_by_value, clippy::unwrap_used)]
 
 mod command;
 pub mod harness;
