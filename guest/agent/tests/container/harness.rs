@@ -20,8 +20,8 @@ use ttrpc::context::{Context, with_duration};
 
 const BUSYBOX: &str = "/bin/busybox";
 /// Private to each agent: where it keeps containers, and the version of cgroups that guests have.
-const MOUNTS: &str =
-    "mount -t tmpfs tmpfs /run && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$0\"";
+const MOUNTS: &str = "mount -t tmpfs tmpfs /run && \
+    { [ -e /sys/fs/cgroup/cgroup.procs ] || mount -t cgroup2 cgroup2 /sys/fs/cgroup; } && exec \"$0\"";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 

@@ -256,3 +256,63 @@ async fn the_end_of_the_sandbox_ends_everything() {
     destroyed.unwrap();
     assert!(!agent.cgroup_of("c1").exists());
 }
+
+#[tokio::test]
+async fn limits_and_lack_of_memory() {
+    let Some(agent) = Agent::start().await else { return };
+    let controllers = agent.inside("/sys/fs/cgroup/cgroup.controllers");
+    if !fs::read_to_string(controllers).unwrap().contains("memory") {
+        eprintln!("SKIPPED: this kernel's memory controller is not one of cgroup version 2");
+        return;
+    }
+    let resources = |processes| oci::LinuxResources {
+        memory: MessageField::some(oci::LinuxMemory {
+            limit: 32 << 20,
+            swap: 32 << 20,
+            ..Default::default()
+        }),
+        cpu: MessageField::some(oci::LinuxCPU {
+            shares: 512,
+            quota: 50_000,
+            period: 100_000,
+            cpus: "0".into(),
+            ..Default::default()
+        }),
+        pids: MessageField::some(oci::LinuxPids { limit: processes, ..Default::default() }),
+        hugepage_limits: ["2MB", "1GB", "64KB"]
+            .map(|size| oci::LinuxHugepageLimit { pagesize: size.into(), ..Default::default() })
+            .into(),
+        ..Default::default()
+    };
+    // More and more of one line that never ends.
+    let mut spec = agent.spec("c1", "read line; tail /dev/zero");
+    spec.linux.mut_or_insert_default().resources = MessageField::some(resources(20));
+    agent.create("c1", spec).await.unwrap();
+    let read = |file: &str| fs::read_to_string(agent.cgroup_of("c1").join(file)).unwrap();
+    assert_eq!(read("memory.max"), "33554432\n");
+    assert_eq!(read("memory.swap.max"), "0\n");
+    assert_eq!(read("cpu.max"), "50000 100000\n");
+    assert_eq!(read("cpuset.cpus"), "0\n");
+    assert_eq!(read("pids.max"), "20\n");
+    agent.start_container("c1").await.unwrap();
+    let update = msg::UpdateContainerRequest {
+        container_id: "c1".into(),
+        resources: MessageField::some(resources(30)),
+        ..Default::default()
+    };
+    agent.client.agent.update_container(soon(), &update).await.unwrap();
+    assert_eq!(read("pids.max"), "30\n");
+    let request = msg::StatsContainerRequest { container_id: "c1".into(), ..Default::default() };
+    let stats = agent.client.agent.stats_container(soon(), &request).await.unwrap();
+    let memory = &stats.cgroup_stats.memory_stats;
+    assert_eq!(memory.usage.limit, 32 << 20);
+    assert!(memory.usage.usage > 0 && memory.stats["anon"] == memory.stats["rss"], "{stats:?}");
+    assert_eq!(stats.cgroup_stats.pids_stats.limit, 30);
+    agent.close_stdin("c1", "").await;
+    let event = msg::GetOOMEventRequest::new();
+    let event = agent.client.agent.get_oom_event(soon(), &event).await.unwrap();
+    assert_eq!(event.container_id, "c1");
+    assert_eq!(agent.wait("c1", "").await, 137);
+    agent.remove("c1").await.unwrap();
+    agent.assert_gone("c1");
+}
