@@ -56,13 +56,14 @@ use sandbox::Sandbox;
 const TIME_TO_ANSWER: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
+    let before = clock::own_work();
     let init = std::process::id() == 1;
     // Words of the kernel command line may end up as arguments of init, and mean nothing there.
     if !init && std::env::args_os().nth(1).is_some_and(|word| word == helper::ARGUMENT) {
         return helper::main();
     }
     logger::init();
-    let outcome = if init { run_as_init() } else { run_as_service() };
+    let outcome = if init { run_as_init(before) } else { run_as_service() };
     // If init returns, the kernel panics, which is what the operator has to see.
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -73,7 +74,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_as_init() -> Result<()> {
+/// `before` is the CPU time that this process had used when it became the agent: it was the kernel's own before.
+fn run_as_init(before: Duration) -> Result<()> {
     mounts::mount_system()?;
     let options = Options::from_kernel_command_line()?;
     log::set_max_level(options.log);
@@ -91,7 +93,7 @@ fn run_as_init() -> Result<()> {
     }
     set_host_name();
     loopback::bring_up()?;
-    let stop = runtime()?.block_on(serve_guest(&options))?;
+    let stop = runtime()?.block_on(serve_guest(&options, before))?;
     power::shut_down(stop)
 }
 
@@ -125,7 +127,7 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// Serve until somebody wants the guest stopped.
-async fn serve_guest(options: &Options) -> Result<Stop> {
+async fn serve_guest(options: &Options, before: Duration) -> Result<Stop> {
     let sandbox = Sandbox::with_hotplug_limit(Reaper::start()?, options.hotplug_limit);
     start_helpers(options, &sandbox);
     // A kernel without vsock still makes a useful guest: for `ecr.exec`, or to look around in.
@@ -136,7 +138,7 @@ async fn serve_guest(options: &Options) -> Result<Stop> {
             None
         }
     };
-    announce();
+    announce(before);
 
     let program = async {
         match &options.exec {
@@ -194,7 +196,7 @@ async fn start_server(options: &Options, sandbox: Arc<Sandbox>) -> Result<Server
 }
 
 /// The boot line. A console that cannot be written to is no reason to stop.
-fn announce() {
+fn announce(before: Duration) {
     let uptime = clock::since_boot();
     let _ = writeln!(
         std::io::stdout(),
@@ -203,5 +205,6 @@ fn announce() {
         uptime.as_secs(),
         uptime.subsec_micros(),
     );
-    log::debug!("{} us of CPU time until then", clock::own_work().as_micros());
+    let work = clock::own_work().saturating_sub(before);
+    log::debug!("{} us of CPU time until then", work.as_micros());
 }
