@@ -10,14 +10,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
-use crate::logger::{self, Reader};
+use crate::logger::Reader;
 
 /// There is one runtime; a second reader may be a person.
 const MOST_READERS: usize = 4;
 
-/// Serve for ever.
+/// Serve for ever what [`crate::logger::keep`] has kept.
 pub async fn serve(port: u32) -> Result<()> {
-    logger::keep();
     let listener = VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
         .with_context(|| format!("listen on vsock port {port} for readers of the log"))?;
     let room = Arc::new(Semaphore::new(MOST_READERS));

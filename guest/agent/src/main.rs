@@ -159,6 +159,8 @@ fn start_helpers(options: &Options, sandbox: &Arc<Sandbox>) {
     let uevents = Arc::clone(sandbox);
     run_beside("devices that are plugged", async move { uevents.uevents.listen().await });
     if let Some(port) = options.log_port {
+        // Now: the first reader comes later than the first line.
+        logger::keep();
         run_beside("the log port", log_port::serve(port));
     }
     if options.debug_console {
