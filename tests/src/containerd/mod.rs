@@ -5,7 +5,7 @@
 //! and the images that are made on the spot.
 //!
 //! The testbed hands in the programs: `containerd-1.6`, `containerd-1.7` and `containerd-2` are Debian packages
-//! unpacked, `shim` is `containerd-shim-ecr-v2`. `ECR_TEST_RUNTIME=runc` runs the same tests with runc: then they are
+//! unpacked, `containerd-shim-ecr-v2` is our shim. `ECR_TEST_RUNTIME=runc` runs the same tests with runc: then they are
 //! tests of the tests.
 
 pub mod command;
@@ -37,6 +37,8 @@ use leaks::Holdings;
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// For containerd to come up.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Our shim, by the name that containerd looks for, and that it starts itself again with.
+const SHIM: &str = "containerd-shim-ecr-v2";
 /// Lines of the log that a failure shows.
 const LOG_LINES: usize = 150;
 
@@ -513,9 +515,9 @@ fn prepare(version: Version, place: &Place, paths: &Paths, bridge: &str) -> Resu
     fs::write(paths.cni.join("10-ecr-tests.conflist"), config::network(bridge, paths))?;
     fs::write(paths.directory.join("config.toml"), config::containerd(version, paths))?;
     fs::write(&paths.ecr, config::ecr(place, &[]))?;
-    let shim = place.file("shim");
+    let shim = place.file(SHIM);
     if shim.exists() {
-        symlink(shim, paths.directory.join("bin/containerd-shim-ecr-v2"))?;
+        symlink(shim, paths.directory.join("bin").join(SHIM))?;
     }
     if version != Version::V1_6 {
         make_scratch(&paths.empty_ext4)?;
