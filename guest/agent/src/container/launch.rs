@@ -90,7 +90,8 @@ pub async fn launch(
     wire::send(ours.as_fd(), &order.encode(), &fds).context("order a process")?;
 
     let ready = async {
-        let mut child = None;
+        // The process may be ready before the helper, which has made it, gets to say so.
+        let (mut child, mut prepared) = (None, None);
         loop {
             match receive(&ours).await? {
                 Some((Report::Child(pid), _)) => {
@@ -98,12 +99,12 @@ pub async fn launch(
                     guards.push(Guard(Some(ended.clone())));
                     child = Some(ended);
                 }
-                Some((Report::Ready, fds)) => {
-                    let child = child.context("a process is ready that was never announced")?;
-                    return Ok((child, fds.into_iter().next()));
-                }
+                Some((Report::Ready, fds)) => prepared = Some(fds.into_iter().next()),
                 Some((Report::Failed(why), _)) => return Err(anyhow!(why)),
                 None => bail!(ending(child.as_ref().unwrap_or(&helper))),
+            }
+            if let (Some(child), Some(master)) = (&child, &mut prepared) {
+                return Ok((child.clone(), master.take()));
             }
         }
     };
