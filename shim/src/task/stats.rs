@@ -126,15 +126,15 @@ fn memory_v1(group: &CgroupStats) -> cgroups::metrics::MemoryStat {
     }
 }
 
+/// Always there, since `ctr` does not look whether it is.
 fn entry(data: &MessageField<MemoryData>) -> MessageField<cgroups::metrics::MemoryEntry> {
-    data.as_ref().map_or_else(MessageField::none, |data| {
-        MessageField::some(cgroups::metrics::MemoryEntry {
-            limit: data.limit,
-            usage: data.usage,
-            max: data.max_usage,
-            failcnt: data.failcnt,
-            ..Default::default()
-        })
+    let data = data.get_or_default();
+    MessageField::some(cgroups::metrics::MemoryEntry {
+        limit: data.limit,
+        usage: data.usage,
+        max: data.max_usage,
+        failcnt: data.failcnt,
+        ..Default::default()
     })
 }
 
