@@ -23,7 +23,7 @@ use ecr_agent_protocol::client::AgentClient;
 use ecr_vmm::config::{NetConfig, VsockBackend, VsockConfig};
 use ecr_vmm::control::{Command, Reply};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::agent::{Agent, AgentAddress, call};
 use super::hold::Hold;
@@ -391,6 +391,7 @@ impl Launch {
             netns: self.hold.netns.as_ref().map(|netns| netns.path.clone()),
         });
         let (events, received) = mpsc::unbounded_channel();
+        let (verdict, death) = watch::channel(None);
         let pod = Arc::new(Pod::new(
             self.request.id,
             self.config,
@@ -398,13 +399,14 @@ impl Launch {
             machine.clone(),
             self.hold,
             self.boot_disk,
+            death,
         ));
         let sandbox: Arc<dyn Sandbox> = pod.clone();
         if let Some(hold) = pod.hold().lock().await.as_mut() {
             let this: Weak<dyn Sandbox> = Arc::downgrade(&sandbox);
             hold.tasks.spawn(management::serve(listener, management));
             hold.tasks.spawn(monitor::watch_memory(agent.clone(), events.clone()));
-            hold.tasks.spawn(monitor::watch(machine, agent, virtiofsd, events, this));
+            hold.tasks.spawn(monitor::watch(machine, agent, virtiofsd, events, verdict, this));
         }
         Ok(Launched { sandbox, events: received })
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ecr_agent_protocol::agent::GetOOMEventRequest;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::agent::{Agent, call_unbounded};
@@ -61,13 +61,15 @@ pub async fn watch(
     agent: Agent,
     virtiofsd: Option<Arc<Virtiofsd>>,
     events: mpsc::UnboundedSender<SandboxEvent>,
+    verdict: watch::Sender<Option<String>>,
     sandbox: std::sync::Weak<dyn Sandbox>,
 ) {
     let why = death(&machine, &agent, virtiofsd).await;
     agent.mark_dead();
     log::error!("the sandbox has died: {why}");
     // Nobody may listen any more.
-    let _ = events.send(SandboxEvent::Died(why));
+    let _ = events.send(SandboxEvent::Died(why.clone()));
+    verdict.send_replace(Some(why));
     // Not in this task, which ends with the sandbox.
     tokio::spawn(async move {
         if let Some(sandbox) = sandbox.upgrade()

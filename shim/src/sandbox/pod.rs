@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use ecr_agent_protocol::agent::{self as rpc, Storage};
@@ -14,8 +15,9 @@ use ecr_agent_protocol::oci;
 use ecr_vmm::control::{Command, Reply};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use parking_lot::Mutex;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::agent::{Agent, call, call_unbounded};
 use super::confine::{self, Cpuset};
@@ -31,6 +33,9 @@ use crate::error::{Error, Kind, Result};
 use crate::host::hooks::{self, Stage};
 use crate::host::{mount, share};
 
+/// How long after the loss of the agent the reason may come.
+const VERDICT: Duration = Duration::from_secs(3);
+
 /// SIGKILL.
 const KILL: u32 = 9;
 
@@ -45,6 +50,8 @@ pub struct Pod {
     containers: Mutex<HashMap<String, Container>>,
     /// The disk that the first container's root file system came with at boot: its name and place.
     boot_disk: Mutex<Option<BootDisk>>,
+    /// Why the sandbox has died, once it has.
+    death: watch::Receiver<Option<String>>,
 }
 
 /// A disk that was there at boot for the first container.
@@ -93,6 +100,7 @@ impl Pod {
         machine: Machine,
         hold: Hold,
         boot_disk: Option<BootDisk>,
+        death: watch::Receiver<Option<String>>,
     ) -> Self {
         Self {
             id,
@@ -102,6 +110,7 @@ impl Pod {
             hold: Arc::new(AsyncMutex::new(Some(hold))),
             containers: Mutex::default(),
             boot_disk: Mutex::new(boot_disk),
+            death,
         }
     }
 
@@ -265,6 +274,18 @@ impl Pod {
             return Err(Error::new(Kind::FailedPrecondition, text));
         };
         blocking(move || work(&share)).await
+    }
+
+    /// The agent cannot be reached: say why, which is known a moment later.
+    async fn explain(&self, error: Error) -> Error {
+        let mut death = self.death.clone();
+        match timeout(VERDICT, death.wait_for(Option::is_some)).await {
+            Ok(Ok(why)) => match &*why {
+                Some(why) => Error::new(error.kind(), format!("{error}: {why}")),
+                None => error,
+            },
+            _ => error,
+        }
     }
 
     /// Give back what a container holds of the host.
@@ -433,8 +454,11 @@ impl Sandbox for Pod {
             exec_id: exec_id(id),
             ..Default::default()
         };
-        let answer = call_unbounded!(self.agent, "WaitProcess", wait_process, message)?;
-        Ok(answer.status.cast_unsigned())
+        match call_unbounded!(self.agent, "WaitProcess", wait_process, message) {
+            Ok(answer) => Ok(answer.status.cast_unsigned()),
+            Err(error) if error.kind() == Kind::Unavailable => Err(self.explain(error).await),
+            Err(error) => Err(error),
+        }
     }
 
     async fn write_stdin(&self, id: ProcessId<'_>, data: &[u8]) -> Result<usize> {
