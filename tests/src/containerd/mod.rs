@@ -429,6 +429,8 @@ impl Containerd {
         // The plugin makes the bridge when the first pod comes, and leaves it.
         network.args(["link", "add", &self.bridge, "type", "bridge"]).stderr(Stdio::null());
         network.status().context("run ip (Debian: iproute2)")?;
+        // It has a qdisc only while it is up.
+        Command::new("/usr/sbin/ip").args(["link", "set", &self.bridge, "up"]).status()?;
         Holdings::now(&self.paths, self.pid())
     }
 
