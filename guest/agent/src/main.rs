@@ -138,6 +138,8 @@ async fn serve_guest(options: &Options, before: Duration) -> Result<Stop> {
             None
         }
     };
+    // Who reads that the agent is ready may use all of its ports: let the helpers listen first.
+    tokio::task::yield_now().await;
     announce(before);
 
     let program = async {

@@ -124,9 +124,8 @@ async fn make(
         }
     };
     let cgroup = leftovers.cgroup.take().context("a container has a cgroup")?;
-    if request.sandbox_pidns {
-        sandbox.containers.first.lock().get_or_insert_with(|| first.ended.clone());
-    }
+    // The sandbox's own container comes first and does not know yet that others will share its namespace.
+    sandbox.containers.first.lock().get_or_insert_with(|| first.ended.clone());
     follow(sandbox, id, &first);
     Ok(Container {
         id: id.clone(),
