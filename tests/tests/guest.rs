@@ -457,7 +457,7 @@ impl Virtiofsd {
             .context(program)?;
         let daemon = Self(daemon);
         // It takes one connection only, so nobody may try whether it listens.
-        let until = std::time::Instant::now() + Duration::from_secs(60);
+        let until = std::time::Instant::now() + Duration::from_secs(180);
         while !socket.exists() {
             ensure!(std::time::Instant::now() < until, "virtiofsd does not listen");
             std::thread::sleep(Duration::from_millis(20));

@@ -9,13 +9,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::memory::MemoryError;
-
-/// A guest that says nothing for so long is stuck.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the host cannot run a guest.
 #[derive(Debug, thiserror::Error)]
@@ -71,17 +67,20 @@ pub fn probe(hypervisor: &Arc<dyn Hypervisor>) -> Result<Proof, ProbeError> {
 mod x86_64 {
     use std::sync::Arc;
     use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+    use std::time::Duration;
 
     use ecr_arch::layout::Range;
     use ecr_arch::x86::cpuid::{self, Topology};
     use ecr_arch::x86::regs::{self, BootRegs};
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::{PATIENCE, ProbeError, Proof};
+    use super::{ProbeError, Proof};
     use crate::hypervisor::{Hypervisor, IoHandler, Vm, X86VcpuSetup};
     use crate::memory::{MemoryManager, RamBacking};
     use crate::vcpu::{VcpuEvent, VcpuThread};
 
+    /// A guest that says nothing for so long is stuck.
+    const PATIENCE: Duration = Duration::from_secs(10);
     const RAM: Range = Range { base: 0, size: 4 << 20 };
     const GDT: u64 = 0x4000;
     const ENTRY: u64 = 0x8000;
