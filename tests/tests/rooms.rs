@@ -37,7 +37,7 @@ const WORDS: &[(&[&str], &[&str])] = &[
         &["qmp_capabilities", "CommandNotFound", "GenericError", "\"query-"],
         &["vmm/src/qmp/", "vmm/tests/", "tests/"],
     ),
-    (&["katacontainers", "kataShared"], &["shim/", "tests/"]),
+    (&["katacontainers", "kataShared"], &["shim/", "guest/agent/", "tests/"]),
 ];
 
 fn root() -> PathBuf {

@@ -160,7 +160,7 @@ fn a_daemon_that_goes_is_told_and_the_guest_goes_on() {
     rig.config.rng = Some(RngConfig::default());
     rig.config.fs.push(FsConfig {
         id: "fs0".into(),
-        tag: "kataShared".into(),
+        tag: "hostShared".into(),
         socket,
         queues: 4,
         queue_size: 64,

@@ -54,7 +54,7 @@ struct Setup {
 fn try_new(peer: &Peer, queues: u16) -> Result<Setup, VhostUserError> {
     let io = IoThread::spawn("ecr-test", Box::new(|why| panic!("{why}"))).unwrap();
     let config =
-        FsConfig { socket: peer.socket(), tag: "kataShared".into(), queues, queue_size: 64 };
+        FsConfig { socket: peer.socket(), tag: "hostShared".into(), queues, queue_size: 64 };
     let (tell, lost) = mpsc::channel();
     let on_lost = Box::new(move || {
         let _ = tell.send(());
@@ -133,7 +133,7 @@ fn the_guest_sees_a_file_system() {
     assert_eq!(s.device.queue_max_sizes(), [64; 3]);
     let mut space = [0xff; 44];
     s.device.config_read(0, &mut space);
-    assert_eq!(&space[..11], b"kataShared\0");
+    assert_eq!(&space[..11], b"hostShared\0");
     assert_eq!((&space[36..40], &space[40..]), (&[2, 0, 0, 0][..], &[0; 4][..]));
     let mut part = [0xff; 4];
     s.device.config_read(u64::MAX, &mut part);
