@@ -54,7 +54,7 @@ fn report(outcome: anyhow::Result<()>) {
     }
 }
 
-/// Make a container whose first process waits for [`Containers::start`]. A failure leaves nothing behind.
+/// Make a container whose first process waits for [`start`]. A failure leaves nothing behind.
 pub async fn create(sandbox: &Arc<Sandbox>, mut request: CreateContainerRequest) -> Result<()> {
     let id = request.container_id.clone();
     bundle::check_id(&id).map_err(|error| Error::Invalid(error.to_string()))?;
