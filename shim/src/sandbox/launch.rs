@@ -321,21 +321,9 @@ impl Launch {
         let machine = self.machine.clone();
         let virtiofsd = self.hold.virtiofsd.clone();
         let died = async move {
-            let share = async {
-                match &virtiofsd {
-                    Some(virtiofsd) => virtiofsd.ended().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let machine = async {
-                match &machine {
-                    Some(machine) => machine.ended().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                how = machine => format!("the virtual machine has ended: {how}"),
-                how = share => format!("virtiofsd has ended: {how}"),
+            match &machine {
+                Some(machine) => monitor::end(machine, virtiofsd.as_deref()).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {

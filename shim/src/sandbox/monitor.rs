@@ -12,7 +12,7 @@ use ecr_agent_protocol::agent::GetOOMEventRequest;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::agent::{Agent, call_unbounded};
 use super::machine::{Machine, with_last_output};
@@ -23,24 +23,40 @@ use crate::host::virtiofsd::Virtiofsd;
 /// How often the agent is asked whether it is well.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// How much later than virtiofsd's the end of a machine may be told that ended first.
+const VERDICT: Duration = Duration::from_secs(1);
+
 /// The pause after a failed wait for the next lack of memory.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Wait for the sandbox's death; returns why.
-async fn death(machine: &Machine, agent: &Agent, virtiofsd: Option<Arc<Virtiofsd>>) -> String {
+/// Wait until the machine or virtiofsd has ended; returns which, and how.
+pub async fn end(machine: &Machine, virtiofsd: Option<&Virtiofsd>) -> String {
     let share = async {
-        match &virtiofsd {
+        match virtiofsd {
             Some(virtiofsd) => virtiofsd.ended().await,
             None => std::future::pending().await,
         }
     };
+    let machine = async { format!("the virtual machine has ended: {}", machine.ended().await) };
+    tokio::pin!(machine);
     tokio::select! {
-        how = machine.ended() => format!("the virtual machine has ended: {how}"),
-        how = share => {
-            with_last_output(&format!("virtiofsd has ended: {how}"), &machine.last_output().await)
+        biased;
+        how = &mut machine => how,
+        // It also ends with the machine, whose own end is told a moment later and is then the reason.
+        how = share => match timeout(VERDICT, machine).await {
+            Ok(machine) => machine,
+            Err(_) => format!("virtiofsd has ended: {how}"),
         }
-        error = illness(agent) => with_last_output(&error, &machine.last_output().await),
     }
+}
+
+/// Wait for the sandbox's death; returns why.
+async fn death(machine: &Machine, agent: &Agent, virtiofsd: Option<Arc<Virtiofsd>>) -> String {
+    let how = tokio::select! {
+        how = end(machine, virtiofsd.as_deref()) => how,
+        error = illness(agent) => error,
+    };
+    with_last_output(&how, &machine.last_output().await)
 }
 
 /// Ask the agent from time to time until it does not say that it is well.
