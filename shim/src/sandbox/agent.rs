@@ -202,6 +202,8 @@ pub(super) fn convert(error: &ttrpc::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
 
     #[test]
     fn addresses_are_written_as_clients_read_them() {
@@ -217,5 +219,48 @@ mod tests {
         assert_eq!(error.kind(), Kind::DeadlineExceeded);
         assert!(error.to_string().contains("timed out connecting to"), "{error}");
         assert!(error.to_string().contains("after 1 s"), "{error}");
+    }
+
+    /// What `connect` makes of an agent that takes a connection and answers its first request with `bytes`.
+    async fn connect_to_one_that_says(bytes: Vec<u8>) -> Error {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).await.unwrap() > 0, "no CONNECT");
+            stream.write_all(b"OK 1\n").await.unwrap();
+            assert!(stream.read(&mut request).await.unwrap() > 0, "no request");
+            // It may be hung up on before the end.
+            let _ = stream.write_all(&bytes).await;
+            while stream.read(&mut request).await.is_ok_and(|count| count > 0) {}
+        });
+        let address = AgentAddress::Hybrid { path };
+        let error = Agent::connect(&address, Duration::from_secs(2)).await.unwrap_err();
+        server.abort();
+        error
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_answers_nonsense_is_refused() {
+        // A frame of ttrpc: length, stream, type, flags. The first request is stream 1.
+        let frame = |length: u32, stream: u32, kind: u8, payload: &[u8]| {
+            [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[kind, 0], payload].concat()
+        };
+        for (what, bytes) in [
+            ("text", b"SSH-2.0-OpenSSH_9.2\r\n".repeat(1000)),
+            ("zeros", vec![0; 100_000]),
+            ("no protobuf", frame(4, 1, 2, &[0xFF; 4])),
+            ("an answer nobody asked for", frame(0, 77, 2, &[])),
+            ("a frame longer than any may be", frame(u32::MAX, 1, 2, &[])),
+            ("half a frame", frame(100, 1, 2, &[0; 50])),
+        ] {
+            let error = connect_to_one_that_says(bytes).await;
+            let expected = [Kind::Unavailable, Kind::DeadlineExceeded].contains(&error.kind());
+            assert!(expected, "{what}: {error:?}");
+            assert!(error.to_string().len() < 1000, "{what}: {error}");
+            println!("{what}: {error}");
+        }
     }
 }

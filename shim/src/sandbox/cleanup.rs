@@ -117,15 +117,25 @@ fn has_arguments(pid: u32, words: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn only_a_process_with_the_right_arguments_is_ended() {
-        let mut child = Command::new("sleep").args(["1000.25"]).spawn().unwrap();
+        // It reads to the end of its input, which comes with this test's end at the latest.
+        let mut child = Command::new("sh")
+            .args(["-c", "echo started; read -r word", "sh", "1000.25"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // `spawn` can return before the new process shows its own arguments.
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
         end(child.id(), &["-id", "s1"]).unwrap();
         assert!(child.try_wait().unwrap().is_none(), "somebody else's process was killed");
         end(child.id(), &["1000.25"]).unwrap();
-        assert!(!child.wait().unwrap().success());
+        assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
     }
 
     #[test]
