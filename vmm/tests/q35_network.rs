@@ -169,7 +169,7 @@ fn a_daemon_that_goes_is_told_and_the_guest_goes_on() {
         assert_eq!(cpu.read_u32(function(2)), 0x105A_1AF4);
         cpu.write(function(2) + 4, &[6, 0]); // decode memory, be a master
         let at = bar(cpu, function(2), BAR) + DEVICE;
-        assert_eq!(&read::<8>(cpu, at), b"kataShar");
+        assert_eq!(&read::<8>(cpu, at), b"hostShar");
         assert_eq!(read::<4>(cpu, at + 36), [1, 0, 0, 0], "as many as the daemon has");
         power_off(cpu)
     });

@@ -470,8 +470,12 @@ mod tests {
     #[test]
     fn a_scrape_sees_this_process_and_the_threads_of_a_machine() {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let (runs, running) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("ecr-vcpu7".into());
-        let thread = thread.spawn(move || stopped.recv()).unwrap();
+        // It gives itself its name, and so has one when it says that it runs.
+        let work = move || runs.send(()).map(|()| stopped.recv());
+        let thread = thread.spawn(work).unwrap();
+        running.recv().unwrap();
         let sampler = Sampler::default();
         sampler.sample(None, None);
         let text = sampler.sample(Some(std::process::id()), Some(Path::new("/proc/self/ns/net")));
