@@ -19,6 +19,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+/// Bytes of each stream that a message shows.
+const SHOWN: usize = 8 << 10;
+
 /// How a command ended, and what it wrote.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -42,10 +45,17 @@ impl fmt::Display for Finished {
             self.command,
             self.code,
             self.wall.as_secs_f64(),
-            String::from_utf8_lossy(&self.stdout),
-            String::from_utf8_lossy(&self.stderr)
+            end(&self.stdout),
+            end(&self.stderr)
         )
     }
+}
+
+/// The last of what a command wrote, which may be all of it.
+fn end(written: &[u8]) -> String {
+    let from = written.len().saturating_sub(SHOWN);
+    let cut = if from > 0 { "[...]" } else { "" };
+    format!("{cut}{}", String::from_utf8_lossy(&written[from..]))
 }
 
 impl Finished {

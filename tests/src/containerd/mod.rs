@@ -404,6 +404,24 @@ impl Containerd {
         Ok(())
     }
 
+    /// Removes the task of a container that has ended, and tells its exit code. `ctr` ends with it, or says it and ends
+    /// with 0, according to its version.
+    ///
+    /// # Errors
+    /// The task cannot be removed.
+    pub fn remove_task(&self, id: &str) -> Result<i32> {
+        let removed = self.ctr(&["tasks", "rm", id])?;
+        let said = removed.errors();
+        match said.split_once("exit with non-zero exit code ") {
+            Some((_, rest)) => {
+                let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+                digits.parse().with_context(|| format!("an exit code in: {said}"))
+            }
+            None if said.is_empty() => Ok(removed.code),
+            None => bail!("{removed}"),
+        }
+    }
+
     /// The host's processes of the sandbox or container `id`: its shim, and what that has started.
     #[must_use]
     pub fn processes_of(&self, id: &str) -> Vec<HostProcess> {

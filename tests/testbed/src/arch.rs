@@ -48,6 +48,24 @@ impl Arch {
         }
     }
 
+    /// Debian's name of the directory with this architecture's libraries.
+    #[must_use]
+    pub fn triplet(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-linux-gnu",
+            Self::Aarch64 => "aarch64-linux-gnu",
+        }
+    }
+
+    /// Where the C library's package has the dynamic loader.
+    #[must_use]
+    pub fn loader(self) -> &'static str {
+        match self {
+            Self::X86_64 => "usr/lib64/ld-linux-x86-64.so.2",
+            Self::Aarch64 => "usr/lib/ld-linux-aarch64.so.1",
+        }
+    }
+
     /// The emulator of this architecture, and the Debian package that has it.
     #[must_use]
     pub fn emulator(self) -> (&'static str, &'static str) {

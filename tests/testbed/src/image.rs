@@ -3,26 +3,24 @@
 
 //! The emulated host's kernel and disk, from Debian 13 packages alone.
 //!
-//! `mmdebstrap --variant=extract` unpacks packages without running anything of theirs, so a foreign architecture
-//! needs no emulation, and `mke2fs -d` makes the disk, so nothing is mounted. What packages' own scripts would have
-//! done and the host needs is done here: users, module dependencies.
+//! `mke2fs -d` makes the disk, so nothing is mounted. What packages' own scripts would have done and the host needs is
+//! done here: users, module dependencies.
 //!
 //! The result is cached by its recipe: suite, architecture, packages and `BUILDER`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::arch::Arch;
 use crate::files::{Space, make_ext4};
-use crate::{cache, mirror, tool};
+use crate::tree::{LEFT_OUT, SUITE};
+use crate::{cache, tool, tree};
 
 /// Raised whenever this module makes something else of the same packages.
 const BUILDER: u32 = 2;
-const SUITE: &str = "trixie";
 
 /// `extract` takes no package for granted, so the essential ones that a test or a person may want are named.
 const PACKAGES: [&str; 22] = [
@@ -48,16 +46,6 @@ const PACKAGES: [&str; 22] = [
     "strace",
     "util-linux",
     "virtiofsd",
-];
-
-/// Not needed to run anything, and a third of the size.
-const LEFT_OUT: [&str; 6] = [
-    "/usr/share/doc/*",
-    "/usr/share/man/*",
-    "/usr/share/locale/*",
-    "/usr/share/i18n/*",
-    "/usr/share/info/*",
-    "/usr/share/gtk-doc/*",
 ];
 
 /// What the initramfs must load to reach the root file system; the rest of virtio is part of Debian's kernels.
@@ -127,50 +115,13 @@ fn build(arch: Arch, into: &Path) -> Result<()> {
     };
     progress(&format!("fetching and unpacking Debian {SUITE} packages"));
     let root = tempfile::Builder::new().prefix(".root-").tempdir_in(into)?;
-    unpack_packages(arch, into, root.path())?;
+    tree::unpack(arch, &packages(arch), into, root.path())?;
     progress("preparing its kernel");
     take_kernel(root.path(), into)?;
     configure(root.path())?;
     progress("making its disk");
     make_ext4(root.path(), &into.join("disk.ext4"), Space::AndFree(FREE_SPACE))?;
     progress("done");
-    Ok(())
-}
-
-/// Through a tar archive, so that one who is not root can do it too.
-fn unpack_packages(arch: Arch, into: &Path, root: &Path) -> Result<()> {
-    let archive = into.join("root.tar");
-    let log = into.join("mmdebstrap.log");
-    let mut mmdebstrap = tool::command("mmdebstrap");
-    mmdebstrap
-        .args(["--variant=extract", "--skip=check/qemu", "--format=tar"])
-        .arg(format!("--architectures={}", arch.debian()))
-        .arg(format!("--include={}", packages(arch).join(",")))
-        .arg("--aptopt=Acquire::Languages \"none\"")
-        .args(LEFT_OUT.iter().map(|pattern| format!("--dpkgopt=path-exclude={pattern}")))
-        .arg(SUITE)
-        .arg(&archive)
-        .args(mirror::sources(SUITE))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(&log)?);
-    let status = mmdebstrap.status().context("running mmdebstrap (Debian: mmdebstrap)")?;
-    if !status.success() {
-        let text = fs::read_to_string(&log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        bail!(
-            "mmdebstrap: {status}. It needs root or user namespaces (Debian: uidmap), and a \
-             debian-archive-keyring that knows {SUITE}. It said last:\n{}",
-            lines[lines.len().saturating_sub(12)..].join("\n")
-        );
-    }
-    // Device nodes are devtmpfs's business, and only root could make them.
-    tool::run(
-        tool::command("tar").args(["--exclude=./dev/*", "-xf"]).arg(&archive).arg("-C").arg(root),
-        "tar",
-    )?;
-    fs::remove_file(archive)?;
-    fs::remove_file(log)?;
     Ok(())
 }
 

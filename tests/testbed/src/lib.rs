@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`exec`] runs one command with a time limit and is the same code in both places. [`image`] builds the
-//! emulated host's disk from Debian packages, once, into a cache; [`packages`] unpacks single ones.
+//! emulated host's disk from Debian packages, once, into a cache; [`packages`] unpacks single ones, [`emulator`] has QEMU itself.
 //!
 //! Left out: a network between the emulated host and this machine; tests need none.
 
@@ -23,6 +23,7 @@ pub mod cache;
 pub mod choice;
 pub mod cpio;
 pub mod emulated;
+pub mod emulator;
 pub mod exec;
 pub mod files;
 pub mod host;
@@ -37,3 +38,4 @@ pub mod protocol;
 pub mod qemu;
 pub mod runner;
 pub mod tool;
+pub mod tree;

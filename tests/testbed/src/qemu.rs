@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use rustix::process::Signal;
 
 use crate::arch::Arch;
+use crate::emulator::Emulator;
 use crate::protocol::PORT_NAME;
 
 /// Serial number of the disk with the root file system.
@@ -69,11 +70,10 @@ impl Qemu {
     /// Starts QEMU; returns our end of the control channel too.
     ///
     /// # Errors
-    /// QEMU is not installed or cannot be started.
+    /// QEMU cannot be had or cannot be started.
     pub fn start(machine: &Machine<'_>) -> Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair().context("making the control channel")?;
-        let (program, package) = machine.arch.emulator();
-        let mut command = Command::new(program);
+        let mut command = Emulator::get(machine.arch)?.command();
         command
             .args(arguments(machine, theirs.as_raw_fd()))
             .env("TMPDIR", machine.scratch)
@@ -93,8 +93,7 @@ impl Qemu {
                 Ok(())
             });
         }
-        let mut child =
-            command.spawn().with_context(|| format!("running {program} (Debian: {package})"))?;
+        let mut child = command.spawn().with_context(|| format!("running {command:?}"))?;
         let console = Arc::new(Mutex::new(VecDeque::new()));
         let reader = child.stdout.take().map(|pipe| {
             let (console, show) = (Arc::clone(&console), machine.show_console);
@@ -138,8 +137,7 @@ fn arguments(machine: &Machine<'_>, channel: i32) -> Vec<String> {
     add(
         "-append",
         format!(
-            "console={console} quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on \
-             maxcpus=1"
+            "console={console} quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on"
         ),
     );
     for (serial, image, writes) in

@@ -223,7 +223,7 @@ fn what_is_over_is_over(containerd: &mut Containerd) -> Result<()> {
     containerd.wait_for_state("t1", Some("STOPPED"))?;
     let exec = containerd.exec("t1", "true")?;
     ensure!(exec.code != 0 && !exec.errors().is_empty(), "exec in a stopped container: {exec}");
-    containerd.ctr(&["tasks", "rm", "t1"])?.expect(137)?;
+    ensure!(containerd.remove_task("t1")? == 137);
     let gone = containerd.ctr(&["tasks", "rm", "t1"])?;
     ensure!(gone.errors().contains("not found"), "{gone}");
     containerd.ctr(&["containers", "rm", "t1"])?.expect(0)?;

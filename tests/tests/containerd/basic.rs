@@ -73,7 +73,7 @@ fn signals_reach_the_process(containerd: &mut Containerd) -> Result<()> {
     containerd.run_detached(Runtime::wanted(), &[], "t2", "sleep 1000")?;
     containerd.ctr(&["tasks", "kill", "-s", "SIGKILL", "t2"])?.expect(0)?;
     containerd.wait_for_state("t2", Some("STOPPED"))?;
-    containerd.ctr(&["tasks", "rm", "t2"])?.expect(137)?;
+    ensure!(containerd.remove_task("t2")? == 137);
     containerd.ctr(&["containers", "rm", "t2"])?.expect(0)?;
     Ok(())
 }

@@ -119,18 +119,6 @@ fn load_modules() -> Vec<String> {
         .collect()
 }
 
-/// Starts the processors that the kernel has left alone.
-pub(super) fn all_processors() -> Vec<String> {
-    let entries = fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
-    let switches = entries.map(|entry| entry.path().join("online")).filter(|path| path.exists());
-    switches
-        .filter_map(|path| {
-            let error = fs::write(&path, "1").err()?;
-            Some(format!("a processor does not start: {}: {error}", path.display()))
-        })
-        .collect()
-}
-
 fn loopback_up() -> Option<String> {
     let up = Command::new("/usr/sbin/ip").args(["link", "set", "lo", "up"]).status();
     (!up.is_ok_and(|status| status.success())).then(|| "lo does not come up".to_owned())

@@ -10,8 +10,6 @@
 mod boot;
 mod serve;
 
-use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -50,9 +48,7 @@ pub fn main() -> ExitCode {
 }
 
 fn first_process() -> Result<()> {
-    let mut troubles = boot::boot()?;
-    let _idle_vm = idle_vm();
-    troubles.extend(boot::all_processors());
+    let troubles = boot::boot()?;
     // The initramfs is out of reach by now; its program is not.
     let server = Command::new("/proc/self/exe")
         .arg(SERVE)
@@ -64,21 +60,6 @@ fn first_process() -> Result<()> {
     rustix::fs::sync();
     rustix::system::reboot(RebootCommand::PowerOff).context("powering off")
 }
-
-/// A VM that is never run, for as long as the host is up. KVM patches the scheduler's code when its first VM comes
-/// and when its last one goes, and QEMU's emulation of several processors sometimes runs what was there before:
-/// the host's kernel then dies of a breakpoint that nobody set. So the first one comes while there is one processor
-/// (`maxcpus=1` on the kernel's command line).
-fn idle_vm() -> Option<OwnedFd> {
-    let kvm = File::open("/dev/kvm").ok()?;
-    // SAFETY: KVM_CREATE_VM takes a number, the machine type, and returns a new descriptor.
-    let vm = unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0) };
-    // SAFETY: the descriptor is new, so nobody else owns it.
-    (vm >= 0).then(|| unsafe { OwnedFd::from_raw_fd(vm) })
-}
-
-/// `_IO(KVMIO, 0x01)`.
-const KVM_CREATE_VM: libc::Ioctl = 0xAE01;
 
 fn reap_until(server: Pid) -> Result<()> {
     loop {
