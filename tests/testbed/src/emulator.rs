@@ -3,9 +3,12 @@
 
 //! The QEMU that plays the host: Debian 13's on every machine, unpacked into the cache and run with its own libraries.
 //!
-//! Before QEMU 8.1 an emulated processor could go on running code that another one had just rewritten. A kernel with KVM
-//! rewrites its own code whenever a VM comes or goes (static keys), so a host emulated by Debian 12's 7.2 died of a
-//! breakpoint that nobody set, once in some hundred VMs.
+//! Two faults of emulation decide about it. Before QEMU 8.1 an emulated processor could go on running code that another
+//! one had just rewritten, and a kernel with KVM rewrites its own code whenever a VM comes or goes (static keys): Debian 12's
+//! 7.2 died of a breakpoint that nobody set. And a host with several processors, with 11.1 too, may take an
+//! interrupt of another one right after VMEXIT, with the guest's registers still loaded, and dies; guests in it hang or
+//! triple-fault. Either came once in some hundred VMs. A host of one processor ran hundreds without a fault, so that is
+//! what tests get; several hosts share them.
 
 use std::path::PathBuf;
 use std::process::Command;

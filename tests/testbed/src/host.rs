@@ -14,7 +14,7 @@ use crate::files::GivenFile;
 pub type Output<'a> = &'a mut dyn FnMut(Stream, &[u8]);
 
 /// A machine that runs commands, one at a time, with the given files at hand.
-pub trait Host {
+pub trait Host: Send {
     /// Runs `spec` to its end and leaves nothing of it behind.
     ///
     /// # Errors

@@ -10,9 +10,12 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
 
 use crate::exec::{CommandSpec, Ending};
 use crate::host::Host;
@@ -61,51 +64,103 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Runs the plan's tests on `host` and reports to `report`.
+/// Runs the plan's tests on `hosts`, each of which takes the next test when it has finished one, and reports to `report`.
 ///
 /// # Errors
-/// The tests cannot be listed, none matches, or the host was lost again and again. Failed tests are no error.
-pub fn run(plan: &Plan, host: &mut dyn Host, report: &mut dyn Write) -> Result<Summary> {
-    let all = list(plan, host, false)?;
-    let ignored = list(plan, host, true)?;
-    let chosen: Vec<&String> = all
-        .iter()
+/// The tests cannot be listed, none matches, or a host was lost again and again. Failed tests are no error.
+pub fn run(plan: &Plan, hosts: &mut [Box<dyn Host>], report: &mut dyn Write) -> Result<Summary> {
+    let first = hosts.first_mut().context("tests need a host")?;
+    let all = list(plan, first.as_mut(), false)?;
+    let ignored = list(plan, first.as_mut(), true)?;
+    let chosen: Vec<String> = all
+        .into_iter()
         .filter(|name| name.contains(&plan.filter))
         .filter(|name| !plan.ignored || ignored.contains(name))
         .collect();
     ensure!(!chosen.is_empty(), "no test of {} matches `{}`", plan.binary, plan.filter);
     writeln!(report, "\nrunning {} tests", chosen.len())?;
+    let (ignored, chosen): (Vec<String>, Vec<String>) =
+        chosen.into_iter().partition(|name| !plan.ignored && ignored.contains(name));
 
     let mut summary = Summary::default();
-    let mut losses = 0;
-    for name in chosen {
-        if !plan.ignored && ignored.contains(name) {
-            summary.skipped += 1;
-            writeln!(report, "test {name} ... skipped (marked as ignored)")?;
-            continue;
+    for name in ignored {
+        summary.skipped += 1;
+        writeln!(report, "test {name} ... skipped (marked as ignored)")?;
+    }
+    let next = Mutex::new(chosen.into_iter());
+    let (results, finished) = mpsc::channel();
+    let lost = thread::scope(|scope| -> Result<bool> {
+        let lanes: Vec<_> = hosts
+            .iter_mut()
+            .map(|host| {
+                let (next, results) = (&next, results.clone());
+                scope.spawn(move || lane(plan, host.as_mut(), next, &results))
+            })
+            .collect();
+        drop(results);
+        for result in finished {
+            result.print(report)?;
+            summary.count(&result.outcome);
         }
-        write!(report, "test {name} ... ")?;
-        report.flush()?;
+        Ok(lanes.into_iter().any(|lane| !matches!(lane.join(), Ok(Lane::Finished))))
+    })?;
+    writeln!(report, "\n{summary}")?;
+    if lost {
+        bail!("a host was lost {LOSSES} times in a row; the remaining tests were not run");
+    }
+    Ok(summary)
+}
+
+/// How the work of one host ended.
+enum Lane {
+    /// There are no more tests.
+    Finished,
+    /// The host was lost again and again, and so no other host gets another test.
+    Lost,
+}
+
+fn lane(
+    plan: &Plan,
+    host: &mut dyn Host,
+    next: &Mutex<std::vec::IntoIter<String>>,
+    results: &mpsc::Sender<TestResult>,
+) -> Lane {
+    let mut losses = 0;
+    loop {
+        let Some(name) = next.lock().next() else { return Lane::Finished };
         let started = Instant::now();
-        let outcome = run_one(plan, name, host);
-        let seconds = started.elapsed().as_secs_f64();
-        match &outcome {
-            Outcome::Passed => writeln!(report, "ok ({seconds:.1} s)")?,
-            Outcome::Skipped(why) => writeln!(report, "skipped ({why})")?,
+        let outcome = run_one(plan, &name, host);
+        losses = if matches!(outcome, Outcome::Lost(..)) { losses + 1 } else { 0 };
+        // The receiver is gone when the report cannot be written; then nobody wants more.
+        if results.send(TestResult { name, outcome, wall: started.elapsed() }).is_err() {
+            return Lane::Finished;
+        }
+        if losses == LOSSES {
+            next.lock().by_ref().for_each(drop);
+            return Lane::Lost;
+        }
+    }
+}
+
+struct TestResult {
+    name: String,
+    outcome: Outcome,
+    wall: Duration,
+}
+
+impl TestResult {
+    fn print(&self, report: &mut dyn Write) -> Result<()> {
+        let (name, seconds) = (&self.name, self.wall.as_secs_f64());
+        match &self.outcome {
+            Outcome::Passed => writeln!(report, "test {name} ... ok ({seconds:.1} s)")?,
+            Outcome::Skipped(why) => writeln!(report, "test {name} ... skipped ({why})")?,
             Outcome::Failed(why, output) | Outcome::Lost(why, output) => {
-                writeln!(report, "FAILED ({seconds:.1} s): {why}")?;
+                writeln!(report, "test {name} ... FAILED ({seconds:.1} s): {why}")?;
                 print_output(name, output, report)?;
             }
         }
-        summary.count(&outcome);
-        losses = if matches!(outcome, Outcome::Lost(..)) { losses + 1 } else { 0 };
-        if losses == LOSSES {
-            writeln!(report, "\n{summary}")?;
-            bail!("the host was lost {LOSSES} times in a row; the remaining tests were not run");
-        }
+        Ok(report.flush()?)
     }
-    writeln!(report, "\n{summary}")?;
-    Ok(summary)
 }
 
 impl Summary {
@@ -202,12 +257,18 @@ fn command(plan: &Plan, arguments: &[&str], time_limit: Duration) -> CommandSpec
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
     use crate::native::Native;
 
     /// A test binary in shell, run on this machine.
-    fn run_script(tests: &str, plan: impl FnOnce(&mut Plan)) -> (Result<Summary>, String) {
+    fn run_script(
+        tests: &str,
+        hosts: usize,
+        plan: impl FnOnce(&mut Plan),
+    ) -> (Result<Summary>, String) {
         let work = tempfile::tempdir().unwrap();
         let path = work.path().join("tests.sh");
         let script = format!("#!/bin/sh\ncase \"$*\" in\n{tests}\nesac\n");
@@ -221,9 +282,10 @@ mod tests {
             show_output: false,
         };
         plan(&mut the_plan);
-        let mut host = Native::new(&[], &[]).unwrap();
+        let mut hosts: Vec<Box<dyn Host>> =
+            (0..hosts).map(|_| Box::new(Native::new(&[], &[]).unwrap()) as Box<dyn Host>).collect();
         let mut report = Vec::new();
-        let summary = run(&the_plan, &mut host, &mut report);
+        let summary = run(&the_plan, &mut hosts, &mut report);
         (summary, String::from_utf8(report).unwrap())
     }
 
@@ -239,7 +301,7 @@ mod tests {
 
     #[test]
     fn results_are_counted_and_explained() {
-        let (summary, report) = run_script(TESTS, |_| ());
+        let (summary, report) = run_script(TESTS, 1, |_| ());
         assert_eq!(summary.unwrap(), Summary { passed: 1, failed: 3, skipped: 2 });
         assert!(report.contains("test good ... ok ("), "{report}");
         assert!(!report.contains("fine"), "{report}");
@@ -254,16 +316,29 @@ mod tests {
     }
 
     #[test]
+    fn two_hosts_share_the_tests() {
+        // Each waits for the other to have begun.
+        let tests = r#"
+            "--list --format terse") printf 'one: test\ntwo: test\n';;
+            *one*) touch "$0.one"; until [ -e "$0.two" ]; do sleep 0.01; done;;
+            *two*) touch "$0.two"; until [ -e "$0.one" ]; do sleep 0.01; done;;
+        "#;
+        let (summary, report) =
+            run_script(tests, 2, |plan| plan.time_limit = Duration::from_secs(60));
+        assert_eq!(summary.unwrap(), Summary { passed: 2, ..Summary::default() }, "{report}");
+    }
+
+    #[test]
     fn a_filter_chooses_and_must_choose_something() {
-        let (summary, _) = run_script(TESTS, |plan| plan.filter = "goo".into());
+        let (summary, _) = run_script(TESTS, 1, |plan| plan.filter = "goo".into());
         assert_eq!(summary.unwrap(), Summary { passed: 1, ..Summary::default() });
-        let (summary, _) = run_script(TESTS, |plan| plan.filter = "nothing".into());
+        let (summary, _) = run_script(TESTS, 1, |plan| plan.filter = "nothing".into());
         assert!(summary.unwrap_err().to_string().contains("`nothing`"));
     }
 
     /// Lists three tests and dies of those whose names say so.
     struct Mortal {
-        runs: u32,
+        runs: Arc<AtomicU32>,
     }
 
     impl Host for Mortal {
@@ -275,7 +350,7 @@ mod tests {
                     b"deadly1: test\nfine: test\ndeadly2: test\ndeadly3: test\nlast: test\n",
                 );
             } else if !arguments.ends_with("--ignored") {
-                self.runs += 1;
+                self.runs.fetch_add(1, Ordering::Relaxed);
             }
             ensure!(!arguments.contains("deadly"), "the host died of it");
             Ok(Ending::Exited(0))
@@ -303,9 +378,10 @@ mod tests {
             time_limit: Duration::from_secs(1),
             show_output: false,
         };
-        let mut host = Mortal { runs: 0 };
+        let runs = Arc::new(AtomicU32::new(0));
+        let mut hosts: [Box<dyn Host>; 1] = [Box::new(Mortal { runs: Arc::clone(&runs) })];
         let mut report = Vec::new();
-        let error = run(&plan, &mut host, &mut report).unwrap_err();
+        let error = run(&plan, &mut hosts, &mut report).unwrap_err();
         let report = String::from_utf8(report).unwrap();
         assert!(error.to_string().contains("2 times in a row"), "{error}");
         assert!(
@@ -313,12 +389,12 @@ mod tests {
             "{report}"
         );
         assert!(report.ends_with("\n1 passed, 3 failed, 0 skipped\n"), "{report}");
-        assert_eq!(host.runs, 4, "{report}");
+        assert_eq!(runs.load(Ordering::Relaxed), 4, "{report}");
     }
 
     #[test]
     fn a_binary_that_cannot_list_is_an_error() {
-        let (summary, _) = run_script("*) echo broken; exit 3;;", |_| ());
+        let (summary, _) = run_script("*) echo broken; exit 3;;", 1, |_| ());
         assert!(summary.unwrap_err().to_string().contains("broken"));
     }
 }
