@@ -17,7 +17,7 @@ use crate::place::Place;
 /// What the agent prints when it is up.
 pub const READY: &str = "ecr-agent";
 /// Longer than anything takes in an emulated host, and shorter than a test's time limit.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What is to be booted.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::guest::wait_for_socket;
+use crate::guest::{PATIENCE, wait_for_socket};
 
 /// A negotiated session.
 #[derive(Debug)]
@@ -25,7 +25,9 @@ impl Qmp {
     /// # Errors
     /// Nobody listens, or it is no QMP server.
     pub fn connect(path: &Path) -> Result<Self> {
-        let mut qmp = Self { stream: BufReader::new(wait_for_socket(path)?), events: Vec::new() };
+        let stream = wait_for_socket(path)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         let greeting = qmp.read()?;
         ensure!(greeting["QMP"]["version"]["qemu"]["major"].is_u64(), "greeting: {greeting}");
         qmp.execute("qmp_capabilities")?;
@@ -62,7 +64,7 @@ impl Qmp {
     /// Wait for an event, which may have come already.
     ///
     /// # Errors
-    /// The connection broke before.
+    /// The connection broke before, or nothing came in time.
     pub fn wait_event(&mut self, name: &str) -> Result<Value> {
         loop {
             if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
@@ -75,7 +77,11 @@ impl Qmp {
 
     fn read(&mut self) -> Result<Value> {
         let mut line = String::new();
-        if self.stream.read_line(&mut line)? == 0 {
+        let length = self
+            .stream
+            .read_line(&mut line)
+            .with_context(|| format!("nothing came in {PATIENCE:?}, or it broke"))?;
+        if length == 0 {
             bail!("the server has closed the connection");
         }
         serde_json::from_str(&line).with_context(|| format!("not JSON: {line}"))

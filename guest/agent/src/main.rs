@@ -104,11 +104,13 @@ fn run_as_service() -> Result<()> {
         reaper::adopt_orphans()?;
         let sandbox = Sandbox::with_hotplug_limit(Reaper::start()?, options.hotplug_limit);
         start_helpers(&options, &sandbox);
+        let mut signals = power::Signals::watch()?;
         let _server = start_server(&options, Arc::clone(&sandbox)).await?;
         tokio::select! {
-            stop = power::termination() => stop.map(drop),
-            () = end_of_sandbox(&sandbox) => Ok(()),
+            _ = signals.first() => {}
+            () = end_of_sandbox(&sandbox) => {}
         }
+        Ok(())
     })
 }
 
@@ -138,7 +140,8 @@ async fn serve_guest(options: &Options, before: Duration) -> Result<Stop> {
             None
         }
     };
-    // Who reads that the agent is ready may use all of its ports: let the helpers listen first.
+    // Who reads that the agent is ready may use all of its ports, and press the power button: first listen to it all.
+    let requests = power::Requests::listen()?;
     tokio::task::yield_now().await;
     announce(before);
 
@@ -149,7 +152,7 @@ async fn serve_guest(options: &Options, before: Duration) -> Result<Stop> {
         }
     };
     tokio::select! {
-        stop = power::requested() => stop,
+        stop = requests.first() => Ok(stop),
         () = program => Ok(Stop::PowerOff),
         () = end_of_sandbox(&sandbox) => Ok(Stop::PowerOff),
     }

@@ -11,18 +11,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
-use nix::sys::signal::Signal::{self, SIGKILL, SIGTERM};
-use nix::sys::signal::kill;
+use nix::sys::signal::{SIGKILL, SIGTERM, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 /// How long processes have to end by themselves.
@@ -44,46 +44,71 @@ pub enum Stop {
     Restart,
 }
 
-/// Wait until somebody asks for the end of the guest.
-pub async fn requested() -> Result<Stop> {
-    // Without this the kernel restarts at once when Ctrl-Alt-Del is pressed.
-    if let Err(error) = set_cad_enabled(false) {
-        log::warn!("keep Ctrl-Alt-Del from restarting at once: {error}");
-    }
-    let pressed = std::rc::Rc::new(Notify::new());
-    let tasks = tokio::task::LocalSet::new();
-    for button in power_buttons() {
-        let pressed = pressed.clone();
-        tasks.spawn_local(async move {
-            match wait_for_press(button).await {
-                Ok(()) => pressed.notify_one(),
-                Err(error) => log::warn!("the power button is lost: {error:#}"),
-            }
-        });
-    }
-    tasks
-        .run_until(async {
-            tokio::select! {
-                stop = termination() => stop,
-                () = pressed.notified() => Ok(Stop::PowerOff),
-            }
-        })
-        .await
+/// Those who may ask for the end of the guest. None is missed from [`Self::listen`] on: a button that nobody has open
+/// forgets who pressed it.
+pub struct Requests {
+    signals: Signals,
+    pressed: Arc<Notify>,
 }
 
-/// Wait for a signal that asks for the end.
-pub async fn termination() -> Result<Stop> {
-    let watch = |kind| signal(kind).context("watch for signals");
-    let mut terminate = watch(SignalKind::terminate())?;
-    let mut halt = watch(SignalKind::user_defined1())?;
-    let mut power_off = watch(SignalKind::user_defined2())?;
-    let mut interrupt = watch(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => Stop::PowerOff,
-        _ = halt.recv() => Stop::PowerOff,
-        _ = power_off.recv() => Stop::PowerOff,
-        _ = interrupt.recv() => Stop::Restart,
-    })
+impl Requests {
+    /// Listen to all of them.
+    pub fn listen() -> Result<Self> {
+        // Without this the kernel restarts at once when Ctrl-Alt-Del is pressed.
+        if let Err(error) = set_cad_enabled(false) {
+            log::warn!("keep Ctrl-Alt-Del from restarting at once: {error}");
+        }
+        let pressed = Arc::new(Notify::new());
+        for button in power_buttons() {
+            let pressed = Arc::clone(&pressed);
+            tokio::spawn(async move {
+                match wait_for_press(button).await {
+                    Ok(()) => pressed.notify_one(),
+                    Err(error) => log::warn!("the power button is lost: {error:#}"),
+                }
+            });
+        }
+        Ok(Self { signals: Signals::watch()?, pressed })
+    }
+
+    /// The first request.
+    pub async fn first(mut self) -> Stop {
+        tokio::select! {
+            stop = self.signals.first() => stop,
+            () = self.pressed.notified() => Stop::PowerOff,
+        }
+    }
+}
+
+/// The signals that ask for the end.
+pub struct Signals {
+    terminate: Signal,
+    halt: Signal,
+    power_off: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Watch for them.
+    pub fn watch() -> Result<Self> {
+        let watch = |kind| signal(kind).context("watch for signals");
+        Ok(Self {
+            terminate: watch(SignalKind::terminate())?,
+            halt: watch(SignalKind::user_defined1())?,
+            power_off: watch(SignalKind::user_defined2())?,
+            interrupt: watch(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The first of them.
+    pub async fn first(&mut self) -> Stop {
+        tokio::select! {
+            _ = self.terminate.recv() => Stop::PowerOff,
+            _ = self.halt.recv() => Stop::PowerOff,
+            _ = self.power_off.recv() => Stop::PowerOff,
+            _ = self.interrupt.recv() => Stop::Restart,
+        }
+    }
 }
 
 /// End all processes, write everything out, and give the machine back. Returns only with an error.
@@ -103,7 +128,7 @@ pub fn shut_down(stop: Stop) -> Result<()> {
 
 /// Send `signal` to every process but this one and wait for their ends; true when none is left. Whoever loses its
 /// parent becomes a child of init, so "no children" means "no processes".
-fn end_processes(signal: Signal, patience: Duration) -> bool {
+fn end_processes(signal: nix::sys::signal::Signal, patience: Duration) -> bool {
     if kill(Pid::from_raw(-1), signal) == Err(Errno::ESRCH) {
         return true;
     }
