@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use ecr_tests::place::Place;
@@ -29,6 +31,19 @@ struct Holdings {
 }
 
 impl Holdings {
+    /// A thread that has been joined is still listed for a moment: look until nothing changes.
+    fn settled(directory: &std::path::Path) -> Result<Self> {
+        let mut last = Self::now(directory)?;
+        loop {
+            thread::sleep(Duration::from_millis(100));
+            let now = Self::now(directory)?;
+            if now == last {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+
     fn now(directory: &std::path::Path) -> Result<Self> {
         let mut descriptors: Vec<String> = fs::read_dir("/proc/self/fd")?
             .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
@@ -85,10 +100,10 @@ fn fifty_boots_in_one_process_leave_nothing_behind() -> Result<()> {
         let reason = start(invocation.config, options)?.wait();
         ensure!(reason == ShutdownReason::GuestShutdown, "boot {boot}: {reason:?}");
         if boot + 1 == WARM_UP {
-            before = Some(Holdings::now(scratch.path())?);
+            before = Some(Holdings::settled(scratch.path())?);
         }
     }
-    let after = Holdings::now(scratch.path())?;
+    let after = Holdings::settled(scratch.path())?;
     ensure!(before.as_ref() == Some(&after), "before: {before:#?}\nafter: {after:#?}");
     Ok(())
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! Runs the tests of one test binary, each in a process of its own with a time limit of its own.
+//! Runs the tests of test binaries, each test in a process of its own with a time limit of its own.
 //!
-//! The binary follows the command line of Rust's test harness: `--list --format terse`, `--exact NAME --nocapture`,
+//! A binary follows the command line of Rust's test harness: `--list --format terse`, `--exact NAME --nocapture`,
 //! `--ignored`. One convention is added: a test that cannot run here prints a line `SKIPPED: reason` and exits with
 //! status [`SKIPPED`]. Results are printed as that harness prints them; the last line alone is
 //! `N passed, N failed, N skipped`.
@@ -32,11 +32,11 @@ const LOSSES: u32 = 2;
 /// Output kept of one test; of more, the end, which says what failed.
 const KEPT_OUTPUT: usize = 1 << 20;
 
-/// Which tests of which binary.
+/// Which tests of which binaries.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The binary's path on the host.
-    pub binary: String,
+    /// The binaries' paths on the host.
+    pub binaries: Vec<String>,
     /// Tests whose name contains this; all if empty.
     pub filter: String,
     /// Run the ignored tests, and no others.
@@ -70,20 +70,19 @@ impl fmt::Display for Summary {
 /// The tests cannot be listed, none matches, or a host was lost again and again. Failed tests are no error.
 pub fn run(plan: &Plan, hosts: &mut [Box<dyn Host>], report: &mut dyn Write) -> Result<Summary> {
     let first = hosts.first_mut().context("tests need a host")?;
-    let all = list(plan, first.as_mut(), false)?;
-    let ignored = list(plan, first.as_mut(), true)?;
-    let chosen: Vec<String> = all
-        .into_iter()
-        .filter(|name| name.contains(&plan.filter))
-        .filter(|name| !plan.ignored || ignored.contains(name))
-        .collect();
-    ensure!(!chosen.is_empty(), "no test of {} matches `{}`", plan.binary, plan.filter);
+    let mut chosen = Vec::new();
+    for binary in &plan.binaries {
+        chosen.extend(list(binary, first.as_mut())?);
+    }
+    chosen.retain(|test| test.name.contains(&plan.filter) && (test.ignored || !plan.ignored));
+    let binaries = plan.binaries.join(", ");
+    ensure!(!chosen.is_empty(), "no test of {binaries} matches `{}`", plan.filter);
     writeln!(report, "\nrunning {} tests", chosen.len())?;
-    let (ignored, chosen): (Vec<String>, Vec<String>) =
-        chosen.into_iter().partition(|name| !plan.ignored && ignored.contains(name));
+    let (ignored, chosen): (Vec<Test>, Vec<Test>) =
+        chosen.into_iter().partition(|test| test.ignored && !plan.ignored);
 
     let mut summary = Summary::default();
-    for name in ignored {
+    for Test { name, .. } in ignored {
         summary.skipped += 1;
         writeln!(report, "test {name} ... skipped (marked as ignored)")?;
     }
@@ -111,6 +110,13 @@ pub fn run(plan: &Plan, hosts: &mut [Box<dyn Host>], report: &mut dyn Write) -> 
     Ok(summary)
 }
 
+/// One test of a binary.
+struct Test<'a> {
+    binary: &'a str,
+    name: String,
+    ignored: bool,
+}
+
 /// How the work of one host ended.
 enum Lane {
     /// There are no more tests.
@@ -122,17 +128,17 @@ enum Lane {
 fn lane(
     plan: &Plan,
     host: &mut dyn Host,
-    next: &Mutex<std::vec::IntoIter<String>>,
+    next: &Mutex<std::vec::IntoIter<Test<'_>>>,
     results: &mpsc::Sender<TestResult>,
 ) -> Lane {
     let mut losses = 0;
     loop {
-        let Some(name) = next.lock().next() else { return Lane::Finished };
+        let Some(test) = next.lock().next() else { return Lane::Finished };
         let started = Instant::now();
-        let outcome = run_one(plan, &name, host);
+        let outcome = run_one(plan, &test, host);
         losses = if matches!(outcome, Outcome::Lost(..)) { losses + 1 } else { 0 };
         // The receiver is gone when the report cannot be written; then nobody wants more.
-        if results.send(TestResult { name, outcome, wall: started.elapsed() }).is_err() {
+        if results.send(TestResult { name: test.name, outcome, wall: started.elapsed() }).is_err() {
             return Lane::Finished;
         }
         if losses == LOSSES {
@@ -181,12 +187,12 @@ enum Outcome {
     Lost(String, Vec<u8>),
 }
 
-fn run_one(plan: &Plan, name: &str, host: &mut dyn Host) -> Outcome {
-    let mut arguments = vec!["--exact", name, "--nocapture"];
+fn run_one(plan: &Plan, test: &Test<'_>, host: &mut dyn Host) -> Outcome {
+    let mut arguments = vec!["--exact", &test.name, "--nocapture"];
     if plan.ignored {
         arguments.push("--ignored");
     }
-    let spec = command(plan, &arguments, plan.time_limit);
+    let spec = command(test.binary, &arguments, plan.time_limit);
     let mut kept = Vec::new();
     let result = host.run(&spec, &mut |_, bytes| {
         if plan.show_output {
@@ -224,30 +230,29 @@ fn print_output(name: &str, output: &[u8], report: &mut dyn Write) -> Result<()>
     Ok(())
 }
 
-fn list(plan: &Plan, host: &mut dyn Host, ignored: bool) -> Result<Vec<String>> {
-    let mut arguments = vec!["--list", "--format", "terse"];
-    if ignored {
-        arguments.push("--ignored");
-    }
+fn list<'a>(binary: &'a str, host: &mut dyn Host) -> Result<Vec<Test<'a>>> {
+    let all = names(binary, host, &["--list", "--format", "terse"])?;
+    let ignored = names(binary, host, &["--list", "--format", "terse", "--ignored"])?;
+    let test = |name| Test { binary, ignored: ignored.contains(&name), name };
+    Ok(all.into_iter().map(test).collect())
+}
+
+fn names(binary: &str, host: &mut dyn Host, arguments: &[&str]) -> Result<Vec<String>> {
     let mut output = Vec::new();
     let ending = host
-        .run(&command(plan, &arguments, LIST_LIMIT), &mut |_, bytes| {
-            output.extend_from_slice(bytes)
+        .run(&command(binary, arguments, LIST_LIMIT), &mut |_, bytes| {
+            output.extend_from_slice(bytes);
         })
         .context("listing the tests")?;
     let output = String::from_utf8_lossy(&output);
-    ensure!(
-        ending == Ending::Exited(0),
-        "listing the tests of {}: {ending}\n{output}",
-        plan.binary
-    );
+    ensure!(ending == Ending::Exited(0), "listing the tests of {binary}: {ending}\n{output}");
     Ok(output.lines().filter_map(|l| l.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-fn command(plan: &Plan, arguments: &[&str], time_limit: Duration) -> CommandSpec {
+fn command(binary: &str, arguments: &[&str], time_limit: Duration) -> CommandSpec {
     let arguments = arguments.iter().map(|a| (*a).to_owned());
     CommandSpec {
-        argv: std::iter::once(plan.binary.clone()).chain(arguments).collect(),
+        argv: std::iter::once(binary.to_owned()).chain(arguments).collect(),
         time_limit: Some(time_limit),
         ..CommandSpec::default()
     }
@@ -275,7 +280,7 @@ mod tests {
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         let mut the_plan = Plan {
-            binary: path.display().to_string(),
+            binaries: vec![path.display().to_string()],
             filter: String::new(),
             ignored: false,
             time_limit: Duration::from_secs(1),
@@ -336,6 +341,13 @@ mod tests {
         assert!(summary.unwrap_err().to_string().contains("`nothing`"));
     }
 
+    #[test]
+    fn the_tests_of_several_binaries_are_one_list() {
+        let (summary, report) =
+            run_script(TESTS, 1, |plan| plan.binaries.extend(plan.binaries.clone()));
+        assert_eq!(summary.unwrap(), Summary { passed: 2, failed: 6, skipped: 4 }, "{report}");
+    }
+
     /// Lists three tests and dies of those whose names say so.
     struct Mortal {
         runs: Arc<AtomicU32>,
@@ -372,7 +384,7 @@ mod tests {
     #[test]
     fn the_next_test_runs_after_a_lost_host_but_not_for_ever() {
         let plan = Plan {
-            binary: "tests".into(),
+            binaries: vec!["tests".into()],
             filter: String::new(),
             ignored: false,
             time_limit: Duration::from_secs(1),

@@ -67,16 +67,16 @@ enum Verb {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<String>,
     },
-    /// Run the tests of a test binary, one after the other on each host, each with its own time limit.
+    /// Run the tests of test binaries, one after the other on each host, each with its own time limit.
     Test {
         #[command(flatten)]
         host: HostArgs,
         /// Emulated hosts that share the tests [default: one for each processor of this machine, at most 4].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
         hosts: Option<u32>,
-        /// A binary that follows the command line of Rust's test harness.
-        #[arg(long, value_name = "PATH")]
-        test_binary: PathBuf,
+        /// Binaries that follow the command line of Rust's test harness.
+        #[arg(long, value_name = "PATH", num_args = 1.., required = true)]
+        test_binaries: Vec<PathBuf>,
         /// Only tests whose name contains this.
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
@@ -166,18 +166,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Verb::Test {
             host,
             hosts,
-            test_binary,
+            test_binaries,
             filter,
             ignored,
             per_test_timeout,
             show_output,
             collect,
         } => {
-            let binary = GivenFile::new("ecr-test-binary", &test_binary)?;
-            let mut hosts =
-                host.choose(std::slice::from_ref(&binary), hosts.unwrap_or_else(lanes))?;
+            let binaries: Vec<GivenFile> = (test_binaries.iter().enumerate())
+                .map(|(number, path)| GivenFile::new(&format!("ecr-tests-{number}"), path))
+                .collect::<Result<_, _>>()?;
+            let mut hosts = host.choose(&binaries, hosts.unwrap_or_else(lanes))?;
             let plan = Plan {
-                binary: hosts[0].path_of(&binary),
+                binaries: binaries.iter().map(|binary| hosts[0].path_of(binary)).collect(),
                 filter,
                 ignored,
                 time_limit: Duration::from_secs(per_test_timeout),
