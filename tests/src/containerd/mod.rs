@@ -608,13 +608,6 @@ pub fn with_containerd(
 #[error("{0}")]
 pub struct Skipped(pub &'static str);
 
-/// Ends this process as a skipped test where `result` says so.
-pub fn skip_if(result: Result<()>) {
-    if let Err(why) = result {
-        skip(&why);
-    }
-}
-
 /// For the testbed's runner.
 fn skip(why: &dyn std::fmt::Display) -> ! {
     println!("SKIPPED: {why}");

@@ -13,11 +13,10 @@
 macro_rules! tests_on {
     ($($module:ident: $version:ident, [$($name:ident),+ $(,)?];)+) => {
         $(mod $module {
-            use ecr_tests::containerd::{Version, skip_if, with_containerd};
+            use ecr_tests::containerd::{Version, with_containerd};
             $(#[test]
             #[ignore = "runs containers"]
             fn $name() -> anyhow::Result<()> {
-                skip_if(crate::not_yet::skip(module_path!(), stringify!($name)));
                 with_containerd(Version::$version, super::$name)
             })+
         })+
@@ -28,6 +27,5 @@ mod bad_input;
 mod basic;
 mod failures;
 mod many;
-mod not_yet;
 mod pods;
 mod storage;
