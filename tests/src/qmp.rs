@@ -3,11 +3,14 @@
 
 //! A QMP client of few lines, for tests: commands, their replies, and the events that come in between.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use crate::guest::{PATIENCE, wait_for_socket};
@@ -47,8 +50,34 @@ impl Qmp {
     /// # Errors
     /// It was refused, or the connection broke.
     pub fn execute_with(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+        self.execute_giving(command, arguments, &[])
+    }
+
+    /// Give the server a descriptor, which is called `name` from then on.
+    ///
+    /// # Errors
+    /// It was refused, or the connection broke.
+    pub fn give(&mut self, name: &str, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.execute_giving("getfd", &json!({ "fdname": name }), &[descriptor]).map(drop)
+    }
+
+    fn execute_giving(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Value> {
         let request = json!({ "execute": command, "arguments": arguments, "id": command });
-        writeln!(self.stream.get_mut(), "{request}")?;
+        let request = format!("{request}\n");
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let request = request.as_bytes();
+        let flags = SendFlags::NOSIGNAL;
+        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(request)], &mut control, flags)?;
+        self.stream.get_mut().write_all(&request[sent..])?;
         loop {
             let reply = self.read()?;
             if reply["event"].is_string() {

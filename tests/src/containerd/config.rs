@@ -65,6 +65,9 @@ pub fn network(bridge: &str, paths: &Paths) -> String {
     )
 }
 
+/// Seconds that an agent has: for twenty guests that boot at once on an emulated host of one processor.
+pub const DIAL_TIMEOUT: u32 = 240;
+
 /// Where Debian has virtiofsd.
 const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
 
@@ -95,7 +98,7 @@ pub fn ecr(place: &Place, more: &[&str]) -> String {
         r#"[hypervisor.ecr]
 {}
 [agent.kata]
-dial_timeout = 60
+dial_timeout = {DIAL_TIMEOUT}
 [runtime]
 internetworking_model = "tcfilter"
 sandbox_cgroup_only = true

@@ -34,7 +34,7 @@ use cri::Cri;
 use leaks::Holdings;
 
 /// For one command of `ctr`, in an emulated host.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 /// For containerd to come up.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Our shim, by the name that containerd looks for, and that it starts itself again with.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use ecr_tests::containerd::command::{Finished, start};
 use ecr_tests::containerd::config;
+use ecr_tests::containerd::config::DIAL_TIMEOUT;
 use ecr_tests::containerd::cri::{ContainerSpec, PodSpec};
 use ecr_tests::containerd::{Containerd, LIMIT, Runtime, Skipped, only_ecr};
 
@@ -236,7 +237,7 @@ fn an_agent_that_never_answers(containerd: &mut Containerd) -> Result<()> {
     only_ecr()?;
     // A shell that waits for input is up, but no agent.
     let text = config::ecr(containerd.place(), &["kernel_params = \"init=/bin/sh\""])
-        .replace("dial_timeout = 60", "dial_timeout = 12");
+        .replace(&format!("dial_timeout = {DIAL_TIMEOUT}"), "dial_timeout = 12");
     let run = run_with_text(containerd, &text, "true")?;
     refused(&run, &["guest"])?;
     ensure!(run.wall < Duration::from_secs(60), "it took {:?}", run.wall);
