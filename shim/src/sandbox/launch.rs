@@ -29,7 +29,8 @@ use super::agent::{Agent, AgentAddress, call};
 use super::hold::Hold;
 use super::machine::{Machine, MachineRequest, vm_config, with_last_output};
 use super::paths::Paths;
-use super::pod::{BootDisk, Pod, blocking, disk_id, run_hooks, sandbox_request};
+use super::pod::{BootDisk, Pod, blocking, disk_id, run_hooks};
+use super::request::create_sandbox;
 use super::{ContainerRequest, Launched, Launcher, Sandbox, monitor};
 use crate::config::{
     Config, ContainerType, SharedFs, Sizing, Sources, container_type, requested_by_annotations,
@@ -352,7 +353,7 @@ impl Launch {
         if let Some(network) = &self.hold.network {
             tell_network(agent, network).await?;
         }
-        let request = sandbox_request(&self.request.id, &self.request.spec, &self.config);
+        let request = create_sandbox(&self.request.id, &self.request.spec, &self.config);
         call!(agent, "CreateSandbox", create_sandbox, request).map(drop)
     }
 

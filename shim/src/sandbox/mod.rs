@@ -15,6 +15,7 @@ mod monitor;
 mod paths;
 pub mod persist;
 mod pod;
+mod request;
 
 pub use cleanup::clean_up;
 pub use launch::HostLauncher;

@@ -3,6 +3,8 @@
 
 //! A running sandbox: its machine, its agent, its containers.
 
+mod files;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,10 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ecr_agent_protocol::agent::{self as rpc, Storage};
-use ecr_agent_protocol::oci;
-use ecr_vmm::control::{Command, Reply};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use ecr_agent_protocol::agent as rpc;
+use oci_spec::runtime::{LinuxResources, Process};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::task::spawn_blocking;
@@ -25,16 +25,17 @@ use super::hold::Hold;
 use super::machine::Machine;
 use super::{ContainerRequest, Output, ProcessId, Sandbox};
 use crate::config::Config;
-use crate::container::rootfs::BlockRootfs;
 use crate::container::spec::{self, Constraints};
-use crate::container::volume::{self, Rules, Volume};
 use crate::container::wire;
 use crate::error::{Error, Kind, Result};
 use crate::host::hooks::{self, Stage};
-use crate::host::{mount, share};
+use crate::host::mount;
 
 /// How long after the loss of the agent the reason may come.
 const VERDICT: Duration = Duration::from_secs(3);
+
+/// How long the guest may take to end what runs in it and write everything out.
+const DESTROY: Duration = Duration::from_secs(5);
 
 /// SIGKILL.
 const KILL: u32 = 9;
@@ -83,12 +84,6 @@ impl fmt::Debug for Pod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pod").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-/// A container's root file system, seen from the guest.
-struct Root {
-    path: String,
-    storages: Vec<Storage>,
 }
 
 impl Pod {
@@ -173,109 +168,6 @@ impl Pod {
         Constraints { disable_seccomp: self.config.runtime.disable_guest_seccomp }
     }
 
-    /// Bring the root file system where the guest sees it.
-    async fn root(&self, request: &ContainerRequest) -> Result<Root> {
-        let block = BlockRootfs::find(&request.rootfs, &self.config.hypervisor)?;
-        if let Some(block) = block {
-            confine::set_device(&self.hold, &block.source, true).await?;
-            self.edit(&request.id, |container| container.devices.push(block.source.clone()));
-            let pci_path = match self.take_boot_disk(&request.id) {
-                Some(path) => path,
-                None => self.plug(&request.id, &block).await?,
-            };
-            let (storage, path) = block.storage(&request.id, &pci_path);
-            return Ok(Root { path, storages: vec![storage] });
-        }
-        let rootfs = rootfs_directory(request);
-        if !request.rootfs.is_empty() {
-            let (mounts, target) = (request.rootfs.clone(), rootfs.clone());
-            self.edit(&request.id, |container| container.mounted = true);
-            blocking(move || {
-                std::fs::create_dir_all(&target)?;
-                mount::mount_all(&mounts, &target)
-            })
-            .await?;
-        }
-        let id = request.id.clone();
-        let path = self.with_share(move |share| share.add_rootfs(&id, &rootfs)).await?;
-        Ok(Root { path, storages: Vec::new() })
-    }
-
-    fn take_boot_disk(&self, container: &str) -> Option<String> {
-        let mut disk = self.boot_disk.lock();
-        disk.take_if(|disk| disk.container == container).map(|disk| disk.pci_path)
-    }
-
-    /// Plug the disk of a root file system into the running machine; returns where the guest finds it.
-    async fn plug(&self, container: &str, block: &BlockRootfs) -> Result<String> {
-        let id = disk_id(container);
-        let disk = block.disk(&id, &self.config.hypervisor);
-        self.edit(container, |container| container.disks.push(id));
-        match self.machine.send(Command::AddDisk(disk)).await? {
-            Reply::Plugged { path } => Ok(path.to_string()),
-            other => Err(Error::new(Kind::Internal, format!("the machine answered {other:?}"))),
-        }
-    }
-
-    /// Bring all mounts where the guest sees them, and say so in its specification.
-    async fn add_volumes(
-        &self,
-        request: &ContainerRequest,
-        spec: &mut oci::Spec,
-        storages: &mut Vec<Storage>,
-    ) -> Result<()> {
-        let rules = Rules { disable_guest_empty_dir: self.config.runtime.disable_guest_empty_dir };
-        let mut kept = Vec::new();
-        for (index, mount) in request.spec.mounts().iter().flatten().enumerate() {
-            let Some(mut shown) = spec.mounts.get(index).cloned() else { continue };
-            let volume = volume::classify(mount, rules)?;
-            let name = volume_name(&request.id, index, mount.destination());
-            match volume {
-                Volume::InGuest => {}
-                Volume::Dropped | Volume::Device => continue,
-                Volume::SharedMemory => bind(&mut shown, volume::GUEST_SHM.to_owned()),
-                Volume::Shared { source, read_only, watched } => {
-                    let in_share = name.clone();
-                    let add =
-                        move |share: &share::Share| share.add_volume(&in_share, &source, read_only);
-                    let mut path = self.with_share(add).await?;
-                    if watched {
-                        let (storage, copy) = volume::watched_storage(&path, &name);
-                        storages.push(storage);
-                        path = copy;
-                    }
-                    bind(&mut shown, path);
-                }
-                Volume::Memory { name, gid, size } => {
-                    let (storage, path) = volume::memory_storage(&name, gid, size);
-                    storages.push(storage);
-                    bind(&mut shown, path);
-                }
-                Volume::Local { name, gid } => {
-                    let (storage, path) = volume::local_storage(&name, gid);
-                    storages.push(storage);
-                    bind(&mut shown, path);
-                }
-            }
-            kept.push(shown);
-        }
-        spec.mounts = kept;
-        Ok(())
-    }
-
-    /// Lend the shared directory to a thread that may wait.
-    async fn with_share<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&share::Share) -> anyhow::Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let share = self.hold.lock().await.as_ref().and_then(Hold::share);
-        let Some(share) = share else {
-            let text = "the sandbox shares no files with its guest (shared_fs), or has ended";
-            return Err(Error::new(Kind::FailedPrecondition, text));
-        };
-        blocking(move || work(&share)).await
-    }
-
     /// The agent cannot be reached: say why, which is known a moment later.
     async fn explain(&self, error: Error) -> Error {
         let mut death = self.death.clone();
@@ -285,6 +177,18 @@ impl Pod {
                 None => error,
             },
             _ => error,
+        }
+    }
+
+    /// Let the guest end what runs in it and write everything out. Where it does not, the machine ends all the same.
+    async fn destroy(&self) {
+        if self.death.borrow().is_some() {
+            return;
+        }
+        let message = rpc::DestroySandboxRequest::new();
+        let (agent, patience) = (&self.agent, Some(DESTROY));
+        if let Err(error) = call!(agent, "DestroySandbox", destroy_sandbox, message, patience) {
+            log::info!("sandbox {}: {error}", self.id);
         }
     }
 
@@ -322,13 +226,6 @@ fn unmount_rootfs(container: &Container) -> anyhow::Result<()> {
     }
 }
 
-/// Where a container's root file system is on the host: mounted in the bundle, or where its specification says.
-fn rootfs_directory(request: &ContainerRequest) -> PathBuf {
-    let named = request.spec.root().as_ref().map(|root| root.path().as_path());
-    let named = named.filter(|_| request.rootfs.is_empty());
-    request.bundle.join(named.unwrap_or(Path::new("rootfs")))
-}
-
 /// Run `work` on a thread that may wait.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
@@ -352,21 +249,6 @@ pub(super) fn run_hooks(
 /// The name of the disk with a container's root file system.
 pub(super) fn disk_id(container: &str) -> String {
     format!("rootfs-{container}")
-}
-
-/// What a volume is called in the share: below the container's id, unique in the container, and readable.
-fn volume_name(container: &str, index: usize, destination: &Path) -> String {
-    let base = destination.file_name().unwrap_or_default().to_string_lossy();
-    format!("{container}/{index:03}-{base}")
-}
-
-/// Let a mount of the specification bind the guest's `source`.
-fn bind(mount: &mut oci::Mount, source: String) {
-    mount.source = source;
-    mount.type_ = "bind".into();
-    if !mount.options.iter().any(|option| option == "bind" || option == "rbind") {
-        mount.options.push("rbind".into());
-    }
 }
 
 /// The agent's name of a process: that of a container's first process is the container's.
@@ -540,6 +422,7 @@ impl Sandbox for Pod {
         let Some(mut taken) = hold.take() else { return Ok(()) };
         // Nobody shall take what comes now for a death.
         taken.tasks.shutdown().await;
+        self.destroy().await;
         self.agent.mark_dead();
         let machine = self.machine.stop().await;
         let containers: Vec<Container> =
@@ -552,106 +435,5 @@ impl Sandbox for Pod {
         let unmounted = blocking(unmount).await;
         let released = taken.release().await;
         machine.map_err(Error::from).and(unmounted).and(released)
-    }
-}
-
-/// The specification of the container that a sandbox was made for asks for these things of the whole sandbox.
-pub(super) fn sandbox_request(id: &str, spec: &Spec, config: &Config) -> rpc::CreateSandboxRequest {
-    const HOSTNAME_MAX: usize = 64;
-    let hostname = spec.hostname().clone().unwrap_or_default();
-    let shm_size = volume::shm_size(spec).unwrap_or(64 << 20);
-    let mut storages = Vec::new();
-    if config.hypervisor.shared_fs == crate::config::SharedFs::VirtioFs {
-        storages.push(Storage {
-            driver: "virtio-fs".into(),
-            source: config.hypervisor.virtio_fs_tag.clone(),
-            fstype: "virtiofs".into(),
-            mount_point: format!("{}/", share::GUEST),
-            ..Default::default()
-        });
-    }
-    storages.push(Storage {
-        driver: "ephemeral".into(),
-        source: "shm".into(),
-        fstype: "tmpfs".into(),
-        options: ["noexec", "nosuid", "nodev", "mode=1777"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([format!("size={shm_size}")])
-            .collect(),
-        mount_point: volume::GUEST_SHM.into(),
-        ..Default::default()
-    });
-    rpc::CreateSandboxRequest {
-        hostname: hostname.chars().take(HOSTNAME_MAX).collect(),
-        dns: volume::dns(spec),
-        storages,
-        sandbox_id: id.into(),
-        guest_hook_path: config.hypervisor.guest_hook_path.clone(),
-        kernel_modules: config.agent.kernel_modules.iter().map(|m| kernel_module(m)).collect(),
-        ..Default::default()
-    }
-}
-
-/// A module's name and its parameters, separated by blanks.
-fn kernel_module(text: &str) -> rpc::KernelModule {
-    let mut words = text.split_whitespace().map(str::to_owned);
-    rpc::KernelModule {
-        name: words.next().unwrap_or_default(),
-        parameters: words.collect(),
-        ..Default::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sandbox::Mount;
-
-    #[test]
-    fn volumes_of_one_container_have_names_of_their_own() {
-        let first = volume_name("c", 3, Path::new("/etc/hosts"));
-        assert_eq!(first, "c/003-hosts");
-        assert_ne!(first, volume_name("c", 4, Path::new("/var/hosts")));
-        assert_eq!(volume_name("c", 0, Path::new("/")), "c/000-");
-    }
-
-    #[test]
-    fn a_root_may_be_outside_of_the_bundle() {
-        let request = |root: &str, mounts: &[Mount]| ContainerRequest {
-            id: "c".into(),
-            bundle: "/bundle".into(),
-            rootfs: mounts.to_vec(),
-            spec: serde_json::from_value(
-                serde_json::json!({"ociVersion": "1.0.2", "root": {"path": root}}),
-            )
-            .unwrap(),
-            config_path: None,
-        };
-        let mount = Mount { kind: "overlay".into(), source: "overlay".into(), options: Vec::new() };
-        let directory = |root, mounts: &[Mount]| rootfs_directory(&request(root, mounts));
-        assert_eq!(directory("/elsewhere", &[]), Path::new("/elsewhere"));
-        assert_eq!(directory("rootfs", &[]), Path::new("/bundle/rootfs"));
-        assert_eq!(directory("/elsewhere", &[mount]), Path::new("/bundle/rootfs"));
-    }
-
-    #[test]
-    fn a_module_has_parameters() {
-        let module = kernel_module("e1000e InterruptThrottleRate=3000,3000 EEE=1");
-        assert_eq!(module.name, "e1000e");
-        assert_eq!(module.parameters, ["InterruptThrottleRate=3000,3000", "EEE=1"]);
-    }
-
-    #[test]
-    fn the_guest_is_told_what_the_pod_wants() {
-        let spec: Spec = serde_json::from_value(serde_json::json!({
-            "ociVersion": "1.0.2", "hostname": "h".repeat(80),
-            "mounts": [{"destination": "/dev/shm", "type": "tmpfs", "options": ["size=1m"]}]
-        }))
-        .unwrap();
-        let request = sandbox_request("s1", &spec, &Config::default());
-        assert_eq!(request.hostname.len(), 64);
-        assert_eq!(request.storages[0].source, "kataShared");
-        assert!(request.storages[1].options.contains(&"size=1048576".to_owned()));
     }
 }
