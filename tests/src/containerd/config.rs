@@ -68,6 +68,11 @@ pub fn network(bridge: &str, paths: &Paths) -> String {
 /// Seconds that an agent has: for twenty guests that boot at once on an emulated host of one processor.
 pub const DIAL_TIMEOUT: u32 = 240;
 
+/// What a user reads, so that it is tested.
+const DOCUMENTATION: &str = include_str!("../../../docs/containerd.md");
+/// Where `tools/dev install` puts our configuration.
+const INSTALLED: &str = "/etc/ecr/configuration.toml";
+
 /// Where Debian has virtiofsd.
 const VIRTIOFSD: &str = "/usr/libexec/virtiofsd";
 
@@ -143,20 +148,14 @@ address = "{socket}"
 path = "{opt}"
 {blockfile}"#
     );
+    let ours = documented(version, &ecr);
     let runtimes = |plugin: &str| {
         format!(
             r#"[plugins."{plugin}".containerd]
 default_runtime_name = "runc"
 [plugins."{plugin}".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-[plugins."{plugin}".containerd.runtimes.ecr]
-runtime_type = "io.containerd.ecr.v2"
-privileged_without_host_devices = true
-pod_annotations = ["io.katacontainers.*"]
-container_annotations = ["io.katacontainers.*"]
-[plugins."{plugin}".containerd.runtimes.ecr.options]
-ConfigPath = "{ecr}"
-"#
+{ours}"#
         )
     };
     match version {
@@ -194,4 +193,19 @@ conf_dir = "{cni}"
             )
         }
     }
+}
+
+/// The tables that the documentation adds to containerd's configuration, with our configuration file in them.
+fn documented(version: Version, ecr: &str) -> String {
+    let format = match version {
+        Version::V1_6 | Version::V1_7 => "# version = 2\n",
+        Version::V2 => "# version = 3\n",
+    };
+    let tables = DOCUMENTATION
+        .split_once(format)
+        .and_then(|(_, rest)| rest.split_once("```"))
+        .map(|(tables, _)| tables)
+        .unwrap_or_default();
+    assert!(tables.contains(INSTALLED), "docs/containerd.md has no tables under {format:?}");
+    tables.replace(INSTALLED, ecr)
 }
