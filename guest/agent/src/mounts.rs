@@ -49,14 +49,18 @@ const DEV_LINKS: [(&str, &str); 4] = [
 
 /// Mount what is not mounted yet: the kernel, or the agent on the initial RAM disk, may have been there before.
 pub fn mount_system() -> Result<()> {
+    let mut present = mounted();
     for system in &SYSTEM {
-        if mounted().iter().any(|path| path == system.target) {
+        if present.iter().any(|path| path == system.target) {
             continue;
         }
         // On a read-only root this cannot be made, and the mount says so if it was needed.
         let _ = fs::create_dir_all(system.target);
         mount(Some(system.kind), system.target, Some(system.kind), system.flags, Some(system.data))
             .with_context(|| format!("mount {} on {}", system.kind, system.target))?;
+        if system.kind == "proc" {
+            present = mounted(); // It could not be read before.
+        }
     }
     for (to, link) in DEV_LINKS {
         // There already after a change of root.
