@@ -43,6 +43,8 @@ pub struct Arguments {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Ok,
+    /// It would be faster otherwise.
+    Hint,
     /// ecr can do without.
     Warning,
     Failed,
@@ -52,6 +54,7 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ok => "ok",
+            Self::Hint => "hint",
             Self::Warning => "WARNING",
             Self::Failed => "ERROR",
         })
@@ -69,7 +72,7 @@ impl Report {
     fn note(&mut self, verdict: Verdict, text: impl fmt::Display) {
         let counts = verdict == Verdict::Failed || (self.strict && verdict == Verdict::Warning);
         self.failed |= counts;
-        if verdict == Verdict::Ok {
+        if matches!(verdict, Verdict::Ok | Verdict::Hint) {
             if self.verbose {
                 println!("{verdict}: {text}");
             }
@@ -188,6 +191,11 @@ fn check_virtiofsd(report: &mut Report, config: &Config) {
             Verdict::Failed,
             format!("virtiofsd: {}: {why}: install it, or set virtio_fs_daemon", daemon.display()),
         ),
+    }
+    if host::huge_shared_memory() == Some(false) {
+        let file = host::HUGE_SHARED_MEMORY;
+        let text = format!("guests that share files boot faster after `echo advise > {file}`");
+        report.note(Verdict::Hint, text);
     }
 }
 

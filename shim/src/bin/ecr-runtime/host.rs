@@ -6,6 +6,9 @@
 use std::fs;
 use std::path::Path;
 
+/// Whether shared memory may have huge pages.
+pub const HUGE_SHARED_MEMORY: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
 /// The first value of a line `key: value` or `key=value`, quotes taken away.
 fn value_of(content: &str, key: &str, separator: char) -> Option<String> {
     content.lines().find_map(|line| {
@@ -51,6 +54,17 @@ pub fn has_module(name: &str) -> bool {
     Path::new("/sys/module").join(name).exists()
 }
 
+/// Whether the kernel makes huge pages of shared memory where it is asked to, as guests that share files do; `None` where
+/// it does not say (Linux, Documentation/admin-guide/mm/transhuge.rst).
+pub fn huge_shared_memory() -> Option<bool> {
+    chosen(&read(HUGE_SHARED_MEMORY)).map(|word| !matches!(word, "never" | "deny"))
+}
+
+/// The word in brackets.
+fn chosen(words: &str) -> Option<&str> {
+    words.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']'))
+}
+
 /// Whether this user can open a device for reading and writing.
 pub fn can_use(path: &str) -> std::io::Result<()> {
     fs::File::options().read(true).write(true).open(path).map(drop)
@@ -59,6 +73,12 @@ pub fn can_use(path: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_choice_is_in_brackets() {
+        assert_eq!(chosen("always within_size advise [never] deny force\n"), Some("never"));
+        assert_eq!(chosen(""), None);
+    }
 
     #[test]
     fn values_are_found_in_both_notations() {
