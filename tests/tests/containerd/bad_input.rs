@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ecr_tests::containerd::command::{Finished, start};
-use ecr_tests::containerd::config;
-use ecr_tests::containerd::config::DIAL_TIMEOUT;
+use ecr_tests::containerd::config::{self, DIAL_TIMEOUT};
 use ecr_tests::containerd::cri::{ContainerSpec, PodSpec};
 use ecr_tests::containerd::{Containerd, LIMIT, Runtime, Skipped, only_ecr};
 
@@ -20,7 +19,7 @@ tests_on! {
         a_broken_configuration_is_shown, a_missing_kernel_is_named, annotations_need_permission,
         the_hosts_network_is_refused, a_network_namespace_must_be_there, interfaces_may_be_none_or_many,
         a_root_must_be_a_directory, three_hundred_mounts, what_is_over_is_over,
-        an_agent_that_never_answers, a_guest_that_panics_says_so, a_guest_may_panic_later,
+        an_agent_that_never_answers, an_agent_that_answers_nonsense, a_guest_that_panics_says_so, a_guest_may_panic_later,
     ];
     v2: V2, [a_missing_kernel_is_named, a_guest_that_panics_says_so];
 }
@@ -233,15 +232,28 @@ fn what_is_over_is_over(containerd: &mut Containerd) -> Result<()> {
     Ok(())
 }
 
-fn an_agent_that_never_answers(containerd: &mut Containerd) -> Result<()> {
-    only_ecr()?;
-    // A shell that waits for input is up, but no agent.
-    let text = config::ecr(containerd.place(), &["kernel_params = \"init=/bin/sh\""])
+/// A container whose guest has these kernel parameters is refused for its agent's sake, soon after the deadline.
+fn refused_for_the_agent(containerd: &Containerd, kernel_params: &str) -> Result<()> {
+    let line = format!("kernel_params = \"{kernel_params}\"");
+    let text = config::ecr(containerd.place(), &[&line])
         .replace(&format!("dial_timeout = {DIAL_TIMEOUT}"), "dial_timeout = 12");
     let run = run_with_text(containerd, &text, "true")?;
     refused(&run, &["guest"])?;
     ensure!(run.wall < Duration::from_secs(60), "it took {:?}", run.wall);
     Ok(())
+}
+
+fn an_agent_that_never_answers(containerd: &mut Containerd) -> Result<()> {
+    only_ecr()?;
+    // A shell that waits for input is up, but no agent.
+    refused_for_the_agent(containerd, "init=/bin/sh")
+}
+
+fn an_agent_that_answers_nonsense(containerd: &mut Containerd) -> Result<()> {
+    only_ecr()?;
+    // A shell answers where the agent should.
+    let shell = "agent.server_addr=vsock://-1:2000 agent.debug_console_vport=1024";
+    refused_for_the_agent(containerd, shell)
 }
 
 fn a_guest_that_panics_says_so(containerd: &mut Containerd) -> Result<()> {
