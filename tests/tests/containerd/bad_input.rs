@@ -239,7 +239,8 @@ fn refused_for_the_agent(containerd: &Containerd, kernel_params: &str) -> Result
         .replace(&format!("dial_timeout = {DIAL_TIMEOUT}"), "dial_timeout = 12");
     let run = run_with_text(containerd, &text, "true")?;
     refused(&run, &["guest"])?;
-    ensure!(run.wall < Duration::from_secs(60), "it took {:?}", run.wall);
+    let usual = Duration::from_secs(DIAL_TIMEOUT.into());
+    ensure!(run.wall < usual, "it took {:?}, as if nobody had shortened the deadline", run.wall);
     Ok(())
 }
 
