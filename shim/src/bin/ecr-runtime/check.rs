@@ -178,6 +178,7 @@ fn check_configuration(report: &mut Report, named: Option<PathBuf>) {
         report.note(Verdict::Warning, line);
     }
     check_virtiofsd(report, &config);
+    check_shared_memory(report, &config);
 }
 
 fn check_virtiofsd(report: &mut Report, config: &Config) {
@@ -192,7 +193,13 @@ fn check_virtiofsd(report: &mut Report, config: &Config) {
             format!("virtiofsd: {}: {why}: install it, or set virtio_fs_daemon", daemon.display()),
         ),
     }
-    if host::huge_shared_memory() == Some(false) {
+}
+
+/// A guest that shares files has its memory in a file.
+fn check_shared_memory(report: &mut Report, config: &Config) {
+    if config.hypervisor.shared_fs == SharedFs::VirtioFs
+        && host::huge_shared_memory() == Some(false)
+    {
         let file = host::HUGE_SHARED_MEMORY;
         let text = format!("guests that share files boot faster after `echo advise > {file}`");
         report.note(Verdict::Hint, text);
