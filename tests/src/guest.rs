@@ -14,8 +14,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::place::Place;
 
-/// What the agent prints when it is up.
-pub const READY: &str = "ecr-agent";
 /// Longer than anything takes in an emulated host, and shorter than a test's time limit.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -54,6 +52,13 @@ impl Boot {
     #[must_use]
     pub fn with(mut self, arguments: &[&str]) -> Self {
         self.command.args(arguments);
+        self
+    }
+
+    /// With a QMP server on the unix socket `path`.
+    #[must_use]
+    pub fn qmp(mut self, path: &Path) -> Self {
+        self.command.arg("--qmp").arg(format!("unix:{}", path.display()));
         self
     }
 

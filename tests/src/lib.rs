@@ -13,3 +13,4 @@ pub mod containerd;
 pub mod guest;
 pub mod place;
 pub mod qmp;
+pub mod skip;

@@ -11,7 +11,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use ecr_tests::place::Place;
 use ecr_vmm::control::ShutdownReason;
 use ecr_vmm::{VmOptions, cmdline, hypervisor, start};
@@ -19,6 +19,8 @@ use ecr_vmm::{VmOptions, cmdline, hypervisor, start};
 const BOOTS: usize = 50;
 /// Caches of the C library and of the allocator are filled by then.
 const WARM_UP: usize = 3;
+/// Until what the process holds stays the same.
+const LOOKS: usize = 100;
 
 /// What this process holds: descriptors by their target, threads and mappings by number.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Holdings {
     /// A thread that has been joined is still listed for a moment: look until nothing changes.
     fn settled(directory: &std::path::Path) -> Result<Self> {
         let mut last = Self::now(directory)?;
-        loop {
+        for _ in 0..LOOKS {
             thread::sleep(Duration::from_millis(100));
             let now = Self::now(directory)?;
             if now == last {
@@ -42,6 +44,7 @@ impl Holdings {
             }
             last = now;
         }
+        bail!("after {LOOKS} looks it still changes: {last:#?}")
     }
 
     fn now(directory: &std::path::Path) -> Result<Self> {

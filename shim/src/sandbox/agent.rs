@@ -88,7 +88,9 @@ impl Agent {
         // The connection may have been made with a guest that then stopped.
         match timeout_at(deadline, agent.check()).await {
             Ok(answer) => answer.map(|()| agent),
-            Err(_) => Err(timed_out(address, patience, "connected, but it says nothing")),
+            Err(_) => {
+                Err(timed_out(address, patience, "connected, but nobody answers as an agent does"))
+            }
         }
     }
 

@@ -11,9 +11,11 @@
 pub mod command;
 pub mod config;
 pub mod cri;
+mod ctr;
 pub mod grpc;
 pub mod image;
 pub mod leaks;
+mod process;
 
 use std::env;
 use std::fs::{self, File};
@@ -21,17 +23,17 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::place::Place;
-use command::{Finished, OnTerminal, Running};
+use crate::skip::{Skipped, skip};
 use config::Paths;
 use cri::Cri;
 use leaks::Holdings;
+pub use process::HostProcess;
 
 /// For one command of `ctr`, in an emulated host.
 pub const LIMIT: Duration = Duration::from_secs(300);
@@ -103,57 +105,6 @@ impl Runtime {
             Self::Runc => "runc",
             Self::Ecr => "ecr",
         }
-    }
-}
-
-/// A process of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostProcess {
-    /// Its id.
-    pub pid: u32,
-    /// Its parent's id.
-    pub parent: u32,
-    /// The file name of its program.
-    pub program: String,
-    /// Its command line.
-    pub words: String,
-}
-
-impl HostProcess {
-    /// All that there are, those of the kernel left out.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|e| Self::read(&e.path()))
-            .collect()
-    }
-
-    fn read(directory: &Path) -> Option<Self> {
-        let pid = directory.file_name()?.to_str()?.parse().ok()?;
-        let program = fs::read_link(directory.join("exe")).ok()?;
-        let words = fs::read(directory.join("cmdline")).ok()?;
-        let stat = fs::read_to_string(directory.join("stat")).ok()?;
-        // The name in parentheses may contain anything; the parent is the second field behind it.
-        let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-        Some(Self {
-            pid,
-            parent,
-            program: program.file_name()?.to_string_lossy().into_owned(),
-            words: String::from_utf8_lossy(&words).replace('\0', " "),
-        })
-    }
-
-    /// Sends it SIGKILL.
-    ///
-    /// # Errors
-    /// It is not there any more.
-    pub fn kill(&self) -> Result<()> {
-        let pid = rustix::process::Pid::from_raw(self.pid.cast_signed()).context("pid 0")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-            .with_context(|| format!("kill {} ({})", self.pid, self.words))
     }
 }
 
@@ -253,173 +204,6 @@ impl Containerd {
     #[must_use]
     pub fn cri(&self, runtime: Runtime) -> Cri {
         Cri::new(&self.paths.socket, runtime.handler())
-    }
-
-    /// `ctr`, about to be run with these arguments.
-    #[must_use]
-    pub fn ctr_command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.place.file(self.version.name()).join("usr/bin/ctr"));
-        command.arg("--address").arg(&self.paths.socket).args(arguments);
-        command
-    }
-
-    /// Runs `ctr` to its end.
-    ///
-    /// # Errors
-    /// It does not end in time; a failure is no error.
-    pub fn ctr(&self, arguments: &[&str]) -> Result<Finished> {
-        command::start(self.ctr_command(arguments), None)?.finish(LIMIT)
-    }
-
-    /// `ctr run`, with more options, of a shell script in a container named `id`.
-    #[must_use]
-    pub fn run_command(
-        &self,
-        runtime: Runtime,
-        options: &[&str],
-        id: &str,
-        script: &str,
-    ) -> Command {
-        let mut arguments = vec!["run", "--runtime", runtime.kind()];
-        let config = self.paths.ecr.display().to_string();
-        if runtime == Runtime::Ecr && !options.contains(&"--runtime-config-path") {
-            arguments.extend(["--runtime-config-path", &config]);
-        }
-        arguments.extend(options);
-        arguments.extend([image::BUSYBOX, id]);
-        arguments.extend(image::BUSYBOX_SHELL);
-        arguments.push(script);
-        self.ctr_command(&arguments)
-    }
-
-    /// Runs a shell script in a container that is removed when it ends.
-    ///
-    /// # Errors
-    /// It does not end in time; a failure is no error.
-    pub fn run(
-        &self,
-        runtime: Runtime,
-        options: &[&str],
-        id: &str,
-        script: &str,
-    ) -> Result<Finished> {
-        let options = [&["--rm"], options].concat();
-        command::start(self.run_command(runtime, &options, id, script), None)?.finish(LIMIT)
-    }
-
-    /// The same, its standard input a pipe; not waited for.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn run_with_input(
-        &self,
-        runtime: Runtime,
-        options: &[&str],
-        id: &str,
-        script: &str,
-    ) -> Result<Running> {
-        let options = [&["--rm"], options].concat();
-        let command = self.run_command(runtime, &options, id, script);
-        command::start(command, Some(Stdio::piped()))
-    }
-
-    /// The same, on a terminal.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn run_on_terminal(&self, runtime: Runtime, id: &str, script: &str) -> Result<OnTerminal> {
-        let command = self.run_command(runtime, &["--rm", "-t"], id, script);
-        OnTerminal::start(command, 24, 80)
-    }
-
-    /// Starts a container that goes on without `ctr`.
-    ///
-    /// # Errors
-    /// It does not start.
-    pub fn run_detached(
-        &self,
-        runtime: Runtime,
-        options: &[&str],
-        id: &str,
-        script: &str,
-    ) -> Result<()> {
-        let options = [&["-d"], options].concat();
-        let command = self.run_command(runtime, &options, id, script);
-        command::start(command, None)?.finish(LIMIT)?.expect(0).map(drop)
-    }
-
-    /// Runs a shell script in a running container.
-    ///
-    /// # Errors
-    /// It does not end in time; a failure is no error.
-    pub fn exec(&self, id: &str, script: &str) -> Result<Finished> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("exec-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let [shell, option] = image::BUSYBOX_SHELL;
-        self.ctr(&["tasks", "exec", "--exec-id", &name, id, shell, option, script])
-    }
-
-    /// The state of a container's task, such as `RUNNING`; `None`: there is no task.
-    ///
-    /// # Errors
-    /// `ctr` failed.
-    pub fn task_state(&self, id: &str) -> Result<Option<String>> {
-        let list = self.ctr(&["tasks", "ls"])?.expect(0)?.text();
-        let line = list.lines().find(|line| line.split_whitespace().next() == Some(id));
-        Ok(line.and_then(|line| line.split_whitespace().nth(2)).map(str::to_owned))
-    }
-
-    /// Waits until a container's task is in `state`.
-    ///
-    /// # Errors
-    /// It is not, in time.
-    pub fn wait_for_state(&self, id: &str, state: Option<&str>) -> Result<()> {
-        let until = Instant::now() + LIMIT;
-        loop {
-            let now = self.task_state(id)?;
-            if now.as_deref() == state {
-                return Ok(());
-            }
-            ensure!(Instant::now() < until, "{id} is {now:?} after {LIMIT:?}, not {state:?}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Kills a container and removes it.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    pub fn remove(&self, id: &str) -> Result<()> {
-        // It may have ended already.
-        self.ctr(&["tasks", "kill", "-s", "SIGKILL", id])?;
-        let until = Instant::now() + LIMIT;
-        while self.task_state(id)?.is_some_and(|state| state != "STOPPED") {
-            ensure!(Instant::now() < until, "{id} does not end");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if self.task_state(id)?.is_some() {
-            self.ctr(&["tasks", "rm", id])?.expect(0)?;
-        }
-        self.ctr(&["containers", "rm", id])?.expect(0)?;
-        Ok(())
-    }
-
-    /// Removes the task of a container that has ended, and tells its exit code. `ctr` ends with it, or says it and ends
-    /// with 0, according to its version.
-    ///
-    /// # Errors
-    /// The task cannot be removed.
-    pub fn remove_task(&self, id: &str) -> Result<i32> {
-        let removed = self.ctr(&["tasks", "rm", id])?;
-        let said = removed.errors();
-        match said.split_once("exit with non-zero exit code ") {
-            Some((_, rest)) => {
-                let digits = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-                digits.parse().with_context(|| format!("an exit code in: {said}"))
-            }
-            None if said.is_empty() => Ok(removed.code),
-            None => bail!("{removed}"),
-        }
     }
 
     /// The host's processes of the sandbox or container `id`: its shim, and what that has started.
@@ -590,28 +374,17 @@ pub fn with_containerd(
     body: impl FnOnce(&mut Containerd) -> Result<()>,
 ) -> Result<()> {
     let Some(mut containerd) = Containerd::start(version)? else {
-        skip(&Skipped("this containerd cannot be had here"));
+        skip("this containerd cannot be had here");
     };
     let before = containerd.holdings()?;
     let result = body(&mut containerd).and_then(|()| containerd.leaves_nothing(&before));
     match result {
         Err(error) if error.is::<Skipped>() => {
             drop(containerd);
-            skip(&error);
+            skip(error);
         }
         result => result.with_context(|| containerd.log()),
     }
-}
-
-/// Why a test cannot run here: the error that makes it count as skipped.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("{0}")]
-pub struct Skipped(pub &'static str);
-
-/// For the testbed's runner.
-fn skip(why: &dyn std::fmt::Display) -> ! {
-    println!("SKIPPED: {why}");
-    std::process::exit(77)
 }
 
 /// Fails as a skipped test where tests run with runc.

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::qmp::Qmp;
 
-use crate::{BAD_ARGUMENTS, PANICKED, POWERED_OFF, place, powers_off, value};
+use crate::{BAD_ARGUMENTS, PANICKED, ends_well, place, powers_off, value};
 
 const LOOK_AROUND: &str = "echo CPUS=$(nproc); echo ROOT=$(mount | grep -m1 /dev/root); \
                            echo MEMORY=$(grep MemTotal /proc/meminfo)";
@@ -75,11 +75,10 @@ fn persistent_memory_is_mapped_directly_and_read_only() -> Result<()> {
 fn initrd_answers_the_power_button(kernel: &str, initrd: &str, arguments: &[&str]) -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("qmp.sock");
-    let listen = format!("unix:{}", socket.display());
     let mut guest = Boot::kernel(&place(), kernel)
         .initrd(&place(), initrd)
         .with(arguments)
-        .with(&["--qmp", &listen])
+        .qmp(&socket)
         .start()?;
     guest.wait_ready()?;
     let mut qmp = Qmp::connect(&socket)?;
@@ -87,8 +86,7 @@ fn initrd_answers_the_power_button(kernel: &str, initrd: &str, arguments: &[&str
     qmp.wait_event("POWERDOWN")?;
     let shutdown = qmp.wait_event("SHUTDOWN")?;
     ensure!(shutdown["data"]["guest"] == true, "{shutdown}");
-    let (status, said) = guest.wait_end()?;
-    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    ends_well(guest)?;
     ensure!(!socket.exists(), "the QMP socket is left behind");
     Ok(())
 }

@@ -10,9 +10,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::qmp::Qmp;
+use ecr_tests::skip::skip;
 use serde_json::json;
 
-use crate::{POWERED_OFF, place, powers_off, skip, value};
+use crate::{ends_well, place, powers_off, value};
 
 /// A sparse file of a gibibyte.
 fn gibibyte(directory: &Path) -> Result<PathBuf> {
@@ -132,7 +133,8 @@ fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
     std::fs::write(&disk, vec![0; SIZE as usize])?;
     let mut guest = Boot::kernel(&place(), "vmlinux")
         .image(&place(), "pmem")
-        .with(&["--bridges", "1", "--qmp", &format!("unix:{}", socket.display())])
+        .with(&["--bridges", "1"])
+        .qmp(&socket)
         .script(
             "echo LISTENING=yes; for n in $(seq 20); do \
              until [ -b /dev/vda ] && [ -e /sys/block/vda/size ]; do sleep 0.05; done; \
@@ -161,9 +163,7 @@ fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
         qmp.execute_with("blockdev-del", &json!({"node-name": "drive"}))?;
         guest.wait_for(&format!("GONE{n}=yes"))?;
     }
-    let (status, said) = guest.wait_end()?;
-    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
-    Ok(())
+    ends_well(guest).map(drop)
 }
 
 #[test]
@@ -181,8 +181,7 @@ fn a_disk_that_shrinks_gives_the_guest_an_error_and_nothing_else() -> Result<()>
         .start()?;
     guest.wait_for("UP=yes")?;
     std::fs::File::options().write(true).open(&disk)?.set_len(1 << 20)?;
-    let (status, said) = guest.wait_end()?;
-    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
+    let said = ends_well(guest)?;
     ensure!(value(&said, "READ")? != "0" && value(&said, "ALIVE")? == "yes", "{said}");
     Ok(())
 }

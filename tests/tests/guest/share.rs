@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::qmp::Qmp;
+use ecr_tests::skip::skip;
 
-use crate::{POWERED_OFF, place, powers_off, skip, value};
+use crate::{ends_well, place, powers_off, value};
 
 /// Where virtiofsd is, on Debian and elsewhere.
 const VIRTIOFSD: [&str; 3] =
@@ -81,7 +82,8 @@ fn a_guest_outlives_the_daemon_of_its_directory() -> Result<()> {
     let daemon = Virtiofsd::start(scratch.path(), &socket)?;
     let mut guest = Boot::kernel(&place(), "vmlinux")
         .initrd(&place(), "initrd.img")
-        .with(&["--memory", "256M,shared", "--qmp", &format!("unix:{}", control.display())])
+        .with(&["--memory", "256M,shared"])
+        .qmp(&control)
         .with(&["--fs", &format!("socket={},tag=data", socket.display())])
         .start()?;
     guest.wait_ready()?;
@@ -91,7 +93,5 @@ fn a_guest_outlives_the_daemon_of_its_directory() -> Result<()> {
     ensure!(lost["data"]["device"] == "fs0", "{lost}");
     ensure!(qmp.execute("query-status")?["running"] == true);
     qmp.execute("system_powerdown")?;
-    let (status, said) = guest.wait_end()?;
-    ensure!(status == POWERED_OFF, "exit status {status}:\n{said}");
-    Ok(())
+    ends_well(guest).map(drop)
 }

@@ -11,9 +11,10 @@ use ecr_agent_protocol::AGENT_PORT;
 use ecr_agent_protocol::client::AgentClient;
 use ecr_agent_protocol::health::CheckRequest;
 use ecr_tests::guest::Boot;
+use ecr_tests::skip::skip;
 use ttrpc::context;
 
-use crate::{place, skip};
+use crate::place;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
