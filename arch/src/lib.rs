@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+pub mod arm64;
 pub mod boot;
 pub mod layout;
 pub mod x86;

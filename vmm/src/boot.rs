@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use ecr_arch::boot::{BootFile, BootPlan, Load, ReadAt, Source};
+use ecr_arch::boot::{BootFile, Load, ReadAt, Source};
 use ecr_devices::memory::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice};
 
@@ -94,12 +94,12 @@ pub struct BootImages {
 }
 
 impl BootImages {
-    /// Put everything that `plan` names into `memory`.
+    /// Put everything that `loads` names into `memory`.
     ///
     /// # Errors
     /// A load that lies outside of memory, or a file that has become shorter.
-    pub fn load(&self, plan: &BootPlan, memory: &GuestMemory) -> Result<(), BootImageError> {
-        plan.loads.iter().try_for_each(|load| self.load_one(load, memory))
+    pub fn load(&self, loads: &[Load], memory: &GuestMemory) -> Result<(), BootImageError> {
+        loads.iter().try_for_each(|load| self.load_one(load, memory))
     }
 
     fn load_one(&self, load: &Load, memory: &GuestMemory) -> Result<(), BootImageError> {
@@ -176,7 +176,6 @@ impl ReadVolatile for FileAt<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ecr_arch::x86::regs::BootRegs;
     use std::io::Write;
 
     fn image(bytes: &[u8]) -> (tempfile::NamedTempFile, BootImage) {
@@ -186,11 +185,8 @@ mod tests {
         (file, image)
     }
 
-    fn plan(source: Source, address: u64) -> BootPlan {
-        BootPlan {
-            loads: vec![Load { what: "kernel", address, source }],
-            regs: BootRegs::default(),
-        }
+    fn at(source: Source, address: u64) -> [Load; 1] {
+        [Load { what: "kernel", address, source }]
     }
 
     fn memory() -> GuestMemory {
@@ -205,8 +201,8 @@ mod tests {
         let memory = memory();
         let file = Source::File { file: BootFile::Kernel, offset: 2, size: 6 };
         // Across the border of two regions.
-        images.load(&plan(file, 0xffd), &memory).unwrap();
-        images.load(&plan(Source::Bytes(vec![7, 8]), 0x10), &memory).unwrap();
+        images.load(&at(file, 0xffd), &memory).unwrap();
+        images.load(&at(Source::Bytes(vec![7, 8]), 0x10), &memory).unwrap();
         let mut read = [0; 6];
         memory.read_slice(&mut read, GuestAddress(0xffd)).unwrap();
         assert_eq!(&read, b"234567");
@@ -218,7 +214,7 @@ mod tests {
         let (file, kernel) = image(b"0123456789");
         let images = BootImages { kernel, initrd: None };
         let source = Source::File { file: BootFile::Kernel, offset: 0, size: 11 };
-        let error = images.load(&plan(source, 0), &memory()).unwrap_err().to_string();
+        let error = images.load(&at(source, 0), &memory()).unwrap_err().to_string();
         assert!(error.contains(&*file.path().to_string_lossy()), "{error}");
     }
 
@@ -227,8 +223,8 @@ mod tests {
         let (_file, kernel) = image(b"0123456789");
         let images = BootImages { kernel, initrd: None };
         let source = Source::File { file: BootFile::Kernel, offset: 0, size: 10 };
-        assert!(images.load(&plan(source, 0x1ffd), &memory()).is_err());
-        assert!(images.load(&plan(Source::Bytes(vec![0; 4]), 0x1ffd), &memory()).is_err());
+        assert!(images.load(&at(source, 0x1ffd), &memory()).is_err());
+        assert!(images.load(&at(Source::Bytes(vec![0; 4]), 0x1ffd), &memory()).is_err());
     }
 
     #[test]

@@ -6,12 +6,15 @@
 //! Everything is built in one order and taken down in the reverse one. What differs between machine types
 //! is the board's, in a module of its own.
 
+mod board;
 mod console;
 mod fs;
+mod hotplug;
 mod net;
 mod plug;
 mod q35;
 mod query;
+mod slots;
 mod spaces;
 
 use std::sync::Arc;
@@ -19,8 +22,6 @@ use std::sync::Arc;
 use ecr_arch::boot::ReadAt;
 use ecr_arch::layout::Range;
 use ecr_arch::layout::q35::{Q35Map, Request};
-use ecr_arch::x86::cpuid::{self, Topology};
-use ecr_arch::x86::regs::BootRegs;
 use ecr_devices::chipset::GuestRequestSink;
 use ecr_devices::io_thread::IoThread;
 
@@ -28,10 +29,11 @@ use crate::boot::{BootImage, BootImages};
 use crate::config::{MachineType, VmConfig};
 use crate::control::BlockInfo;
 use crate::handle::{Mailbox, Message};
-use crate::hypervisor::{Hypervisor, Vcpu, Vm, X86VcpuSetup};
+use crate::hypervisor::{Hypervisor, Vcpu, VcpuFacts, VcpuSetup, Vm};
 use crate::memory::{Backing, MemoryManager, RamBacking};
 use crate::vcpu::VcpuThread;
 use crate::vm::StartError;
+use board::{Board, BootRequest};
 use console::Consoles;
 use q35::Q35;
 
@@ -39,7 +41,7 @@ use q35::Q35;
 #[derive(Debug)]
 pub(crate) struct Machine {
     vcpus: Vec<VcpuThread>,
-    board: Q35,
+    board: Box<dyn Board>,
     consoles: Consoles,
     io_threads: Vec<IoThread>,
     boot: BootImages,
@@ -48,7 +50,8 @@ pub(crate) struct Machine {
     config: VmConfig,
     mailbox: Arc<Mailbox>,
     hypervisor: Arc<dyn Hypervisor>,
-    tsc_khz: Option<u32>,
+    /// What the first vCPU says of itself.
+    facts: VcpuFacts,
     vm: Arc<dyn Vm>,
 }
 
@@ -75,7 +78,8 @@ impl Machine {
         let images = open_nvdimms(&config)?;
         let map = layout(&config, &images, &*hypervisor)?;
 
-        let vm = hypervisor.create_vm()?;
+        let bits = hypervisor.capabilities().physical_address_bits;
+        let vm = hypervisor.create_vm(bits)?;
         let mut memory = MemoryManager::new(Arc::clone(&vm));
         let ram: Vec<Range> = map.ram().collect();
         memory.add_ram(&ram, &RamBacking::from(&config.memory)).map_err(failed)?;
@@ -90,7 +94,7 @@ impl Machine {
         let board = Q35::new(&config, map, &*vm, &memory.handle(), &requests, consoles.serial())?;
         let mut machine = Self {
             vcpus: Vec::new(),
-            board,
+            board: Box::new(board),
             consoles,
             io_threads,
             boot,
@@ -99,32 +103,39 @@ impl Machine {
             config,
             mailbox: Arc::clone(mailbox),
             hypervisor,
-            tsc_khz: None,
+            facts: VcpuFacts::default(),
             vm: Arc::clone(&vm),
         };
         machine.plug_all()?;
         log::debug!("devices are plugged in");
-        let regs = machine.load()?;
+        let vcpus = machine.create_vcpus(&*vm)?;
+        let setups = machine.load()?;
         log::debug!("kernel, initrd and tables are in guest memory");
-        machine.create_vcpus(&*vm, regs, mailbox)?;
+        machine.spawn_vcpus(vcpus, setups)?;
         Ok(machine)
     }
 
-    fn create_vcpus(
-        &mut self,
-        vm: &dyn Vm,
-        regs: BootRegs,
-        mailbox: &Arc<Mailbox>,
-    ) -> Result<(), StartError> {
+    fn create_vcpus(&mut self, vm: &dyn Vm) -> Result<Vec<Box<dyn Vcpu>>, StartError> {
+        let count = self.config.cpus.boot;
         let vcpus: Vec<Box<dyn Vcpu>> =
-            (0..self.config.cpus.boot).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
-        self.tsc_khz = vcpus.first().and_then(|vcpu| vcpu.tsc_khz());
-        for (index, vcpu) in (0..).zip(vcpus) {
-            let mailbox = Arc::clone(mailbox);
+            (0..count).map(|id| vm.create_vcpu(id)).collect::<Result<_, _>>()?;
+        vm.complete_vcpus(count)?;
+        if let Some(first) = vcpus.first() {
+            self.facts = first.facts()?;
+        }
+        Ok(vcpus)
+    }
+
+    fn spawn_vcpus(
+        &mut self,
+        vcpus: Vec<Box<dyn Vcpu>>,
+        setups: Vec<VcpuSetup>,
+    ) -> Result<(), StartError> {
+        for (index, (vcpu, setup)) in (0..).zip(vcpus.into_iter().zip(setups)) {
+            let mailbox = Arc::clone(&self.mailbox);
             let listener = Arc::new(move |index, event| {
                 mailbox.send(Message::Vcpu(index, event));
             });
-            let setup = self.vcpu_setup(index, regs);
             let thread = VcpuThread::spawn(index, vcpu, setup, self.board.spaces(), listener)
                 .map_err(|source| StartError::Host { attempted: "spawn a vCPU thread", source })?;
             self.vcpus.push(thread);
@@ -133,18 +144,8 @@ impl Machine {
         Ok(())
     }
 
-    /// State of vCPU `index` at its first instruction.
-    fn vcpu_setup(&self, index: u32, regs: BootRegs) -> X86VcpuSetup {
-        let topology = Topology { apic_id: index, cores: self.config.cpus.max };
-        let host = &self.hypervisor.capabilities().cpuid;
-        X86VcpuSetup {
-            cpuid: cpuid::for_vcpu(host, topology, self.tsc_khz),
-            regs: (index == 0).then_some(regs),
-        }
-    }
-
-    /// Put kernel, initrd and tables into memory; returns where the boot processor starts.
-    fn load(&self) -> Result<BootRegs, StartError> {
+    /// Put kernel, initrd and tables into memory; returns how each vCPU starts.
+    fn load(&self) -> Result<Vec<VcpuSetup>, StartError> {
         let initrd_size = match &self.boot.initrd {
             None => None,
             Some(initrd) => Some(
@@ -154,12 +155,19 @@ impl Machine {
             ),
         };
         let kernel = &self.boot.kernel;
-        let plan = self
+        let request = BootRequest {
+            config: &self.config,
+            kernel,
+            initrd_size,
+            host: self.hypervisor.capabilities(),
+            facts: self.facts,
+        };
+        let boot = self
             .board
-            .plan(&self.config, kernel, initrd_size)
+            .boot(&request)
             .map_err(|source| StartError::Kernel { path: kernel.path().to_owned(), source })?;
-        self.boot.load(&plan, &self.memory.view())?;
-        Ok(plan.regs)
+        self.boot.load(&boot.loads, &self.memory.view())?;
+        Ok(boot.setups)
     }
 
     /// Let all vCPUs run.
@@ -184,10 +192,8 @@ impl Machine {
         self.vm.reset()?;
         self.board.reset().map_err(failed)?;
         self.memory.discard().map_err(failed)?;
-        let regs = self.load()?;
-        for vcpu in &self.vcpus {
-            vcpu.reset(self.vcpu_setup(vcpu.index(), regs));
-        }
+        let setups = self.load()?;
+        self.vcpus.iter().zip(setups).for_each(|(vcpu, setup)| vcpu.reset(setup));
         self.wait_paused();
         Ok(gone)
     }
@@ -207,7 +213,7 @@ impl Drop for Machine {
     /// vCPUs leave the guest and devices finish what they have begun before anything goes away.
     fn drop(&mut self) {
         self.vcpus.clear();
-        self.board.stop_devices();
+        self.board.slots().stop_devices();
     }
 }
 

@@ -53,7 +53,7 @@ impl fmt::Display for Proof {
 /// # Errors
 /// What the host cannot do.
 pub fn probe(hypervisor: &Arc<dyn Hypervisor>) -> Result<Proof, ProbeError> {
-    let vm = hypervisor.create_vm()?;
+    let vm = hypervisor.create_vm(hypervisor.capabilities().physical_address_bits)?;
     #[cfg(target_arch = "x86_64")]
     return x86_64::run(&**hypervisor, &vm);
     #[cfg(not(target_arch = "x86_64"))]
@@ -75,7 +75,7 @@ mod x86_64 {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::{ProbeError, Proof};
-    use crate::hypervisor::{Hypervisor, IoHandler, Vm, X86VcpuSetup};
+    use crate::hypervisor::{Hypervisor, IoHandler, VcpuSetup, Vm, X86VcpuSetup};
     use crate::memory::{MemoryManager, RamBacking};
     use crate::vcpu::{VcpuEvent, VcpuThread};
 
@@ -140,10 +140,11 @@ mod x86_64 {
         }
         let vcpu = vm.create_vcpu(0)?;
         let topology = Topology { apic_id: 0, cores: 1 };
-        let setup = X86VcpuSetup {
-            cpuid: cpuid::for_vcpu(&hypervisor.capabilities().cpuid, topology, vcpu.tsc_khz()),
+        let tsc_khz = vcpu.facts()?.tsc_khz;
+        let setup = VcpuSetup::X86(X86VcpuSetup {
+            cpuid: cpuid::for_vcpu(&hypervisor.capabilities().cpuid, topology, tsc_khz),
             regs: Some(BootRegs { rip: ENTRY, ..BootRegs::long_mode(GDT, PAGE_TABLES) }),
-        };
+        });
         let (sender, seen) = mpsc::channel();
         let listener = {
             let sender = sender.clone();

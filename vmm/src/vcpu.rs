@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use parking_lot::{Condvar, Mutex};
 
 use crate::hypervisor::{
-    Exit, HypervisorError, IoHandler, ShutdownKind, Vcpu, VcpuKick, X86VcpuSetup,
+    Exit, HypervisorError, IoHandler, ShutdownKind, Vcpu, VcpuKick, VcpuSetup,
 };
 
 /// What a vCPU reports on its own. It has left the guest and waits.
@@ -55,7 +55,7 @@ struct State {
     /// The vCPU has reported an event and does not go on by itself.
     stuck: bool,
     /// Apply this as soon as the vCPU is out of the guest.
-    setup: Option<X86VcpuSetup>,
+    setup: Option<VcpuSetup>,
     kick: Option<Arc<dyn VcpuKick>>,
     thread_id: i32,
 }
@@ -82,7 +82,7 @@ impl VcpuThread {
     pub fn spawn(
         index: u32,
         vcpu: Box<dyn Vcpu>,
-        setup: X86VcpuSetup,
+        setup: VcpuSetup,
         io: Arc<dyn IoHandler + Send + Sync>,
         listener: VcpuListener,
     ) -> io::Result<Self> {
@@ -148,7 +148,7 @@ impl VcpuThread {
 
     /// Go on from `setup` at the next resume. The vCPU must be paused; [`Self::wait_paused`] waits until it
     /// has taken the new state.
-    pub fn reset(&self, setup: X86VcpuSetup) {
+    pub fn reset(&self, setup: VcpuSetup) {
         let mut state = self.shared.state.lock();
         if state.phase == Phase::Ended {
             return;
@@ -216,7 +216,7 @@ impl Shared {
                 return Ok(false);
             }
             if let Some(setup) = &state.setup {
-                vcpu.setup_x86(setup)?;
+                vcpu.setup(setup)?;
                 state.setup = None;
                 self.changed.notify_all();
             }
@@ -276,8 +276,8 @@ mod tests {
 
     const POISON: u64 = 0xdead;
 
-    fn setup() -> X86VcpuSetup {
-        X86VcpuSetup { cpuid: Vec::new(), regs: None }
+    fn setup() -> VcpuSetup {
+        VcpuSetup::Arm(None)
     }
 
     type Events = mpsc::Receiver<(u32, VcpuEvent)>;
@@ -286,7 +286,7 @@ mod tests {
         program: impl Fn(&GuestCpu) -> Exit + Send + Sync + 'static,
     ) -> (VcpuThread, mpsc::Receiver<u64>, Events) {
         let fake = Fake::new().with_program(0, program);
-        let vcpu = fake.create_vm().unwrap().create_vcpu(0).unwrap();
+        let vcpu = fake.create_vm(36).unwrap().create_vcpu(0).unwrap();
         let (writes, written) = mpsc::channel();
         let (events, told) = mpsc::channel();
         let listener = Arc::new(move |index, event| events.send((index, event)).unwrap());

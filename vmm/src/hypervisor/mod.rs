@@ -10,8 +10,9 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use ecr_arch::layout::Range;
 use ecr_arch::x86::cpuid::CpuidEntry;
-use ecr_arch::x86::regs::BootRegs;
+use ecr_arch::{arm64, x86};
 use ecr_devices::irq::{DoorbellSink, IrqLine, MsiSink};
 
 /// A failed request to the hypervisor.
@@ -36,7 +37,7 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// Most memory slots of one VM.
     pub max_memory_slots: u32,
-    /// Bits of a guest-physical address.
+    /// Most bits of a guest-physical address.
     pub physical_address_bits: u8,
     /// What the host can show a guest as CPUID; empty on other architectures.
     pub cpuid: Vec<CpuidEntry>,
@@ -47,11 +48,13 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// What the host can do.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Create an empty VM, with its interrupt controller.
+    /// Create an empty VM whose guest-physical addresses have `address_bits` bits: on x86, where the processor
+    /// alone decides that, as many as the capabilities tell. On x86 its interrupt controllers are there from the
+    /// start.
     ///
     /// # Errors
     /// The host refused.
-    fn create_vm(&self) -> Result<Arc<dyn Vm>>;
+    fn create_vm(&self, address_bits: u8) -> Result<Arc<dyn Vm>>;
 }
 
 /// A memory slot: a range of guest-physical memory backed by this process's memory.
@@ -87,20 +90,36 @@ pub trait Vm: Send + Sync + fmt::Debug {
     /// The host refused.
     fn remove_memory_slot(&self, slot: u32) -> Result<()>;
 
-    /// Create a vCPU. On x86 `id` is its APIC id.
+    /// The interrupt controllers of Arm that this host can give to a guest; none on x86.
+    fn gic_support(&self) -> GicSupport;
+
+    /// On Arm, create the interrupt controller, before any vCPU.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn create_gic(&self, gic: &Gic) -> Result<()>;
+
+    /// Create a vCPU. On x86 `id` is its APIC id, on Arm its affinity is [`arm64::id::affinity`] of it.
     ///
     /// # Errors
     /// The host refused.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// All `count` vCPUs are created: the interrupt controller can get to work. Once.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn complete_vcpus(&self, count: u32) -> Result<()>;
+
     /// Put the interrupt controller, and timers that belong to it, back into their state at creation. All
-    /// vCPUs must be paused; each of them is reset by [`Vcpu::setup_x86`].
+    /// vCPUs must be paused; each of them is reset by [`Vcpu::setup`].
     ///
     /// # Errors
     /// The host refused.
     fn reset(&self) -> Result<()>;
 
-    /// The interrupt controller's input `gsi`.
+    /// The interrupt controller's input `gsi`: of the I/O APIC, or the shared peripheral interrupt of that number,
+    /// counted from 0.
     fn irq_line(&self, gsi: u32) -> IrqLine;
 
     /// Where message-signalled interrupts go.
@@ -110,6 +129,65 @@ pub trait Vm: Send + Sync + fmt::Debug {
     fn doorbells(&self) -> Arc<dyn DoorbellSink>;
 }
 
+/// Interrupt controllers of Arm that a host can give to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GicSupport {
+    /// GICv2.
+    pub v2: bool,
+    /// GICv3.
+    pub v3: bool,
+    /// Interrupt translation service of a GICv3.
+    pub its: bool,
+}
+
+/// An interrupt controller of Arm, and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gic {
+    /// The distributor.
+    pub distributor: Range,
+    /// Interrupts it has, software-generated and private ones counted.
+    pub interrupts: u32,
+    /// What else it is made of.
+    pub parts: GicParts,
+}
+
+/// What distinguishes the versions of an interrupt controller of Arm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GicParts {
+    /// GICv2. A message is a write to the frame; its data is the interrupt that it raises.
+    V2 {
+        /// The CPU interface.
+        cpu_interface: Range,
+        /// The frame to which messages are sent, a GICv2m.
+        frame: Range,
+    },
+    /// GICv3.
+    V3 {
+        /// Redistributors, one for each vCPU, in ascending order.
+        redistributors: Vec<Range>,
+        /// To which messages are sent.
+        its: Option<Range>,
+    },
+}
+
+/// State of a vCPU before its first instruction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VcpuSetup {
+    /// Of x86.
+    X86(X86VcpuSetup),
+    /// Of Arm: for the boot processor; others wait until it turns them on.
+    Arm(Option<arm64::regs::BootRegs>),
+}
+
+/// What a vCPU says of itself before it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VcpuFacts {
+    /// Frequency of its time stamp counter in kHz, where an x86 host knows it.
+    pub tsc_khz: Option<u32>,
+    /// Arm's `ID_AA64MMFR0_EL1`.
+    pub mmfr0: u64,
+}
+
 /// State of an x86 vCPU before its first instruction. Firmware's part, such as cacheable memory, is
 /// the same for all and comes by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +195,7 @@ pub struct X86VcpuSetup {
     /// All CPUID leaves it shows.
     pub cpuid: Vec<CpuidEntry>,
     /// For the boot processor; others wait for INIT and SIPI.
-    pub regs: Option<BootRegs>,
+    pub regs: Option<x86::regs::BootRegs>,
 }
 
 /// Why a vCPU came back. Accesses to devices do not: they are answered by the [`IoHandler`].
@@ -165,14 +243,17 @@ pub trait VcpuKick: Send + Sync + fmt::Debug {
 
 /// One virtual CPU. It moves to its thread and stays there.
 pub trait Vcpu: Send + fmt::Debug {
-    /// Frequency of its time stamp counter in kHz, where the host knows it.
-    fn tsc_khz(&self) -> Option<u32>;
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn facts(&self) -> Result<VcpuFacts>;
 
     /// Set the state before the first instruction. May be called again, to reset the vCPU.
     ///
     /// # Errors
-    /// The host refused.
-    fn setup_x86(&mut self, setup: &X86VcpuSetup) -> Result<()>;
+    /// The host refused, or the setup is another architecture's.
+    fn setup(&mut self, setup: &VcpuSetup) -> Result<()>;
 
     /// Called once, on the thread that will call [`Self::run`].
     ///

@@ -52,8 +52,8 @@ impl Machine {
 
     /// Put a device into the next free slot of the root bus.
     fn plug_cold(&mut self, id: &str, device: Box<dyn VirtioDevice>) -> Result<(), StartError> {
-        let place = self.board.next_slot(id)?;
-        self.board.attach_virtio(id, place, device).map_err(failed)
+        let place = self.board.slots().next(id)?;
+        self.board.slots_mut().attach_virtio(id, place, device).map_err(failed)
     }
 
     fn plug_net(&mut self, index: usize) -> Result<(), StartError> {
@@ -78,10 +78,10 @@ impl Machine {
         path: Option<PciPath>,
     ) -> Result<PciPath, CommandError> {
         let id = device.id().to_owned();
-        if self.board.has_device(&id) {
+        if self.board.slots().has_device(&id) {
             return Err(CommandError::Failed(format!("Duplicate device ID '{id}'")));
         }
-        let place = self.board.reserve(path)?;
+        let place = self.board.slots().reserve(path)?;
         let mut config = self.config.clone();
         match &device {
             DeviceConfig::Disk(disk) => config.disks.push(disk.clone()),
@@ -91,36 +91,36 @@ impl Machine {
         match device {
             DeviceConfig::Disk(disk) => {
                 let (device, info) = self.create_disk(disk).map_err(refused)?;
-                self.board.attach_virtio(&id, place, device).map_err(refused)?;
+                self.board.slots_mut().attach_virtio(&id, place, device).map_err(refused)?;
                 self.blocks.push(info);
             }
             DeviceConfig::Net(mut net) => {
                 let device = self.create_net(&mut net).map_err(refused)?;
-                self.board.attach_virtio(&id, place, device).map_err(refused)?;
+                self.board.slots_mut().attach_virtio(&id, place, device).map_err(refused)?;
                 config.nets.pop();
                 config.nets.push(net);
             }
         }
         self.config = config;
-        self.board.announce(place);
+        self.board.slots().announce(place);
         Ok(path_to(place))
     }
 
     /// Ask the guest to give up a device.
     pub(crate) fn remove_device(&mut self, id: &str) -> Result<(), CommandError> {
-        self.board.request_removal(id)
+        self.board.slots_mut().request_removal(id)
     }
 
     /// Take down the devices that the guest has ejected; returns their ids.
     pub(crate) fn take_ejected(&mut self) -> Vec<String> {
-        let ids = self.board.take_ejected();
+        let ids = self.board.slots_mut().take_ejected();
         self.forget(&ids);
         ids
     }
 
     /// Take down the devices that the guest was asked to give up; returns their ids.
     pub(super) fn complete_removals(&mut self) -> Vec<String> {
-        let ids = self.board.complete_removals();
+        let ids = self.board.slots_mut().complete_removals();
         self.forget(&ids);
         ids
     }

@@ -4,36 +4,33 @@
 //! The board `q35`: which device sits where, with which interrupt. It is said once, here: bus registration
 //! and ACPI both come from these rows.
 
-mod hotplug;
-
 use std::sync::Arc;
 
 use ecr_arch::acpi::{
-    self, Description, LegacyDevice, Nvdimm, PciHost as AcpiPciHost, PciInterrupt,
+    self, Description, LegacyDevice, Nvdimm, PciHost as AcpiPciHost, PciHotplug as AcpiPciHotplug,
     PowerManagement as AcpiPowerManagement,
 };
-use ecr_arch::boot::{self, BootError, BootPlan, BootRequest, Load, ReadAt, Source, e820};
+use ecr_arch::boot::{self, BootError, Load, Source, e820};
 use ecr_arch::layout::Range;
 use ecr_arch::layout::q35::{self as map, Q35Map, port};
+use ecr_arch::x86::cpuid::{self, Topology};
 use ecr_devices::backend::chardev::{CharPort, CharSink};
 use ecr_devices::bus::{BusError, SharedIoDevice};
 use ecr_devices::chipset::{
     Bridge, Cmos, GuestRequestSink, I8042, PowerManagement, Pvpanic, ResetControl, Uart16550,
 };
-use ecr_devices::irq::{DoorbellSink, MsiSink, SharedLine};
+use ecr_devices::hotplug::PciHotplug;
 use ecr_devices::memory::GuestMemoryHandle;
-use ecr_devices::pci::assign::{self, NoRoom, Window, Windows};
-use ecr_devices::pci::bridge::PciBridge;
-use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciError, PciHost, Place};
-use ecr_devices::pci::intx::Pin;
-use ecr_devices::virtio::VirtioDevice;
-use ecr_devices::virtio::transport::pci::{VirtioPci, Wiring};
+use ecr_devices::pci::assign::{NoRoom, Window, Windows};
+use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciHost};
 use parking_lot::Mutex;
 
-use self::hotplug::Hotplug;
+use super::board::{Board, Boot, BootRequest};
+use super::hotplug::{self, Hotplug};
+use super::slots::Slots;
 use super::spaces::AddressSpaces;
 use crate::config::VmConfig;
-use crate::hypervisor::Vm;
+use crate::hypervisor::{VcpuSetup, Vm, X86VcpuSetup};
 use crate::vm::StartError;
 
 /// System control interrupt.
@@ -42,13 +39,11 @@ const COM1_IRQ: u32 = 4;
 const RTC_IRQ: u32 = 8;
 /// Where INTA to INTD of the root bus lead: the first inputs behind those of ISA.
 const PCI_GSIS: [u8; 4] = [16, 17, 18, 19];
-const PINS: [Pin; 4] = [Pin::A, Pin::B, Pin::C, Pin::D];
+const HOTPLUG_PORTS: Range = Range::new(port::PCI_HOTPLUG as u64, PciHotplug::PORTS);
 const MCH: DevFn = DevFn::new(0, 0);
 const LPC: DevFn = DevFn::new(31, 0);
-/// Slots of the root bus that devices can have.
-const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
-/// Slot of the first bridge; the others follow it.
-const FIRST_BRIDGE: u8 = 2;
+/// The general-purpose event of PCI hot-plug, as with QEMU.
+const HOTPLUG_EVENT: u8 = 1;
 
 /// A row of the board's table: a device on I/O ports.
 struct Row {
@@ -64,30 +59,16 @@ pub(super) struct Q35 {
     map: Q35Map,
     spaces: Arc<AddressSpaces>,
     pci: Arc<PciHost>,
-    pci_lines: [SharedLine; 4],
+    slots: Slots,
     pm: Arc<Mutex<PowerManagement>>,
-    memory: GuestMemoryHandle,
-    msi: Arc<dyn MsiSink>,
-    doorbells: Arc<dyn DoorbellSink>,
     legacy: Vec<LegacyDevice>,
-    /// What sits in each slot.
-    devices: Vec<Plugged>,
-    /// Slots behind bridges, if there are any.
-    hotplug: Option<Hotplug>,
-}
-
-/// A device in its slot.
-#[derive(Debug)]
-struct Plugged {
-    id: String,
-    place: Place,
 }
 
 impl std::fmt::Debug for Q35 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Q35")
             .field("map", &self.map)
-            .field("devices", &self.devices)
+            .field("slots", &self.slots)
             .finish_non_exhaustive()
     }
 }
@@ -114,22 +95,12 @@ impl Q35 {
         let pci = Arc::new(PciHost::new(Arc::clone(&spaces.memory), Arc::clone(&spaces.ports)));
         let sci = vm.irq_line(SCI.into());
         let pm = Arc::new(Mutex::new(PowerManagement::new(sci, Arc::clone(requests))));
-        let hotplug = (config.bridges > 0).then(|| Hotplug::new(config.bridges, &pci, requests));
-        let mut board = Self {
-            pci_lines: PCI_GSIS.map(|gsi| SharedLine::new(vm.irq_line(gsi.into()))),
-            memory: memory.clone(),
-            msi: vm.msi(),
-            doorbells: vm.doorbells(),
-            map,
-            spaces,
-            pci,
-            pm,
-            legacy: Vec::new(),
-            devices: Vec::new(),
-            hotplug,
-        };
+        let slots = Slots::new(Arc::clone(&pci), vm, PCI_GSIS, memory);
+        let mut board = Self { map, spaces, pci, slots, pm, legacy: Vec::new() };
         board.attach_chipset().map_err(super::failed)?;
-        board.attach_bridges(config.bridges).map_err(super::failed)?;
+        let pm = Arc::clone(&board.pm);
+        let announce = Box::new(move || pm.lock().raise_event(HOTPLUG_EVENT));
+        board.slots.attach_bridges(config.bridges, requests, announce).map_err(super::failed)?;
         let rows = board.rows(config, vm, requests, serial);
         board.attach_rows(rows).map_err(super::failed)?;
         Ok(board)
@@ -171,7 +142,12 @@ impl Q35 {
                 device: Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&self.pci), Some(reset)))),
             },
         ];
-        rows.extend(self.hotplug.as_ref().map(Hotplug::row));
+        rows.extend(self.slots.hotplug.as_ref().map(|hotplug| Row {
+            acpi: None,
+            ports: HOTPLUG_PORTS,
+            irq: None,
+            device: hotplug.registers(),
+        }));
         if config.pvpanic {
             rows.push(Row {
                 acpi: Some(("PEVT", "QEMU0001")),
@@ -209,143 +185,7 @@ impl Q35 {
         Ok(())
     }
 
-    /// Bridges stand in fixed slots, before any device takes one.
-    fn attach_bridges(&mut self, count: u8) -> Result<(), PciError> {
-        for index in 0..count {
-            let at = DevFn::new(FIRST_BRIDGE + index, 0);
-            self.pci.add(at, Arc::new(Mutex::new(PciBridge::new())))?;
-            let id = format!("pci-bridge-{index}");
-            self.devices.push(Plugged { id, place: at.into() });
-        }
-        Ok(())
-    }
-
-    /// The next free slot of the root bus, for a device that is there from the start.
-    pub(super) fn next_slot(&self, id: &str) -> Result<Place, StartError> {
-        let place = SLOTS.clone().map(|slot| DevFn::new(slot, 0).into());
-        place.into_iter().find(|place| !self.is_taken(*place)).ok_or_else(|| {
-            StartError::Machine(format!("no PCI slot is left for device '{id}': use fewer devices"))
-        })
-    }
-
-    fn is_taken(&self, place: Place) -> bool {
-        self.devices.iter().any(|device| device.place == place)
-    }
-
-    /// Put a virtio device into a slot.
-    pub(super) fn attach_virtio(
-        &mut self,
-        id: &str,
-        place: Place,
-        device: Box<dyn VirtioDevice>,
-    ) -> Result<(), PciError> {
-        let wiring = Wiring {
-            memory: self.memory.clone(),
-            msi: Arc::clone(&self.msi),
-            doorbells: Arc::clone(&self.doorbells),
-            intx: self.pci_lines[usize::from(place.interrupt(Pin::A))].driver(),
-        };
-        let function = VirtioPci::new(device, wiring);
-        self.pci.add(place, Arc::new(Mutex::new(function)))?;
-        self.devices.push(Plugged { id: id.to_owned(), place });
-        Ok(())
-    }
-
-    /// What the boot processor finds in memory: kernel, initrd, and the ACPI tables.
-    pub(super) fn plan(
-        &self,
-        config: &VmConfig,
-        kernel: &dyn ReadAt,
-        initrd_size: Option<u64>,
-    ) -> Result<BootPlan, BootError> {
-        let tables = acpi::build(&self.describe(config), map::ACPI_TABLES.base);
-        let mut plan = boot::plan(&BootRequest {
-            kernel,
-            initrd_size,
-            cmdline: &config.boot.cmdline,
-            low_ram: self.map.low_ram,
-            memory_map: &e820::q35(&self.map),
-            rsdp: tables.base,
-        })?;
-        let source = Source::Bytes(tables.bytes);
-        plan.loads.push(Load { what: "the ACPI tables", address: tables.base, source });
-        Ok(plan)
-    }
-
-    /// Place all BARs, as firmware would. Once all devices are plugged in, and after a reset.
-    pub(super) fn assign_bars(&self) -> Result<(), NoRoom> {
-        let window = |range: Range| Window { base: range.base, size: range.size };
-        let windows = Windows {
-            io: window(map::PCI_WINDOW_IO),
-            memory32: window(map::PCI_WINDOW_32),
-            memory64: window(self.map.pci_window_64),
-        };
-        assign::assign(&self.pci, &windows, PCI_GSIS)
-    }
-
-    /// Back to the state after power-on.
-    pub(super) fn reset(&self) -> Result<(), NoRoom> {
-        self.pci.reset();
-        self.pm.lock().reset();
-        if let Some(hotplug) = &self.hotplug {
-            hotplug.reset();
-        }
-        self.assign_bars()
-    }
-
-    /// Devices finish what they have begun and let go of their queues.
-    pub(super) fn stop_devices(&self) {
-        self.pci.reset();
-    }
-
-    pub(super) fn press_power_button(&self) {
-        self.pm.lock().press_power_button();
-    }
-
-    pub(super) fn spaces(&self) -> Arc<AddressSpaces> {
-        Arc::clone(&self.spaces)
-    }
-
-    pub(super) fn pci(&self) -> &PciHost {
-        &self.pci
-    }
-
-    /// Where each persistent memory image is.
-    pub(super) fn nvdimms(&self) -> &[Range] {
-        &self.map.nvdimms
-    }
-
-    /// The id of what sits there; empty for the chipset.
-    pub(super) fn id_at(&self, place: Place) -> String {
-        let device = self.devices.iter().find(|device| device.place == place);
-        device.map_or_else(String::new, |device| device.id.clone())
-    }
-
-    /// Whether a device has this id.
-    pub(super) fn has_device(&self, id: &str) -> bool {
-        self.devices.iter().any(|device| device.id == id)
-    }
-
-    /// Where INTA of each device leads, and all pins of the bridges: devices come and go behind them.
-    fn interrupts(&self) -> Vec<PciInterrupt> {
-        let bridges: Vec<u8> = self.hotplug.iter().flat_map(Hotplug::bridges).collect();
-        let on_root = self.devices.iter().filter(|device| device.place.bridge.is_none());
-        let routes = on_root.flat_map(|device| {
-            let slot = device.place.at.device();
-            let pins = if bridges.contains(&slot) { &PINS[..] } else { &PINS[..1] };
-            pins.iter().map(move |&pin| PciInterrupt {
-                slot,
-                pin: pin as u8 - 1,
-                gsi: PCI_GSIS[usize::from(device.place.interrupt(pin))].into(),
-            })
-        });
-        routes.collect()
-    }
-
     fn describe(&self, config: &VmConfig) -> Description {
-        // Linux looks at every slot of every bus that it is told of: with 256 of them that is more than 8000
-        // exits, and half of its boot.
-        let buses = 1 + u64::from(config.bridges);
         Description {
             cpus: config.cpus.boot,
             max_cpus: config.cpus.max,
@@ -360,12 +200,12 @@ impl Q35 {
             local_apic: map::LOCAL_APIC,
             io_apic: map::IO_APIC,
             pci: AcpiPciHost {
-                ecam: Range::new(map::ECAM.base, buses * Ecam::BYTES_PER_BUS),
+                ecam: Range::new(map::ECAM.base, self.slots.buses() * Ecam::BYTES_PER_BUS),
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: map::PCI_WINDOW_IO,
                 config_ports: Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE),
-                interrupts: self.interrupts(),
-                hotplug: self.hotplug.as_ref().map(Hotplug::describe),
+                interrupts: self.slots.interrupts(),
+                hotplug: self.slots.hotplug.as_ref().map(describe_hotplug),
             },
             pm: AcpiPowerManagement {
                 base: port::PM_BASE,
@@ -375,6 +215,77 @@ impl Q35 {
             },
             legacy: self.legacy.clone(),
         }
+    }
+}
+
+impl Board for Q35 {
+    fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    fn slots_mut(&mut self) -> &mut Slots {
+        &mut self.slots
+    }
+
+    fn spaces(&self) -> Arc<AddressSpaces> {
+        Arc::clone(&self.spaces)
+    }
+
+    fn nvdimms(&self) -> &[Range] {
+        &self.map.nvdimms
+    }
+
+    /// Kernel, initrd, and the ACPI tables.
+    fn boot(&self, request: &BootRequest<'_>) -> Result<Boot, BootError> {
+        let config = request.config;
+        let tables = acpi::build(&self.describe(config), map::ACPI_TABLES.base);
+        let mut plan = boot::plan(&boot::BootRequest {
+            kernel: request.kernel,
+            initrd_size: request.initrd_size,
+            cmdline: &config.boot.cmdline,
+            low_ram: self.map.low_ram,
+            memory_map: &e820::q35(&self.map),
+            rsdp: tables.base,
+        })?;
+        let source = Source::Bytes(tables.bytes);
+        plan.loads.push(Load { what: "the ACPI tables", address: tables.base, source });
+        let setup = |index| {
+            let topology = Topology { apic_id: index, cores: config.cpus.max };
+            VcpuSetup::X86(X86VcpuSetup {
+                cpuid: cpuid::for_vcpu(&request.host.cpuid, topology, request.facts.tsc_khz),
+                regs: (index == 0).then_some(plan.regs),
+            })
+        };
+        let setups = (0..config.cpus.boot).map(setup).collect();
+        Ok(Boot { loads: plan.loads, setups })
+    }
+
+    fn assign_bars(&self) -> Result<(), NoRoom> {
+        let window = |range: Range| Window { base: range.base, size: range.size };
+        self.slots.assign_bars(&Windows {
+            io: window(map::PCI_WINDOW_IO),
+            memory32: window(map::PCI_WINDOW_32),
+            memory64: window(self.map.pci_window_64),
+        })
+    }
+
+    fn reset(&self) -> Result<(), NoRoom> {
+        self.slots.reset();
+        self.pm.lock().reset();
+        self.assign_bars()
+    }
+
+    fn press_power_button(&self) {
+        self.pm.lock().press_power_button();
+    }
+}
+
+fn describe_hotplug(hotplug: &Hotplug) -> AcpiPciHotplug {
+    AcpiPciHotplug {
+        ports: HOTPLUG_PORTS,
+        event: HOTPLUG_EVENT,
+        bridges: hotplug.bridges().collect(),
+        slots: hotplug::SLOTS,
     }
 }
 

@@ -76,8 +76,10 @@ impl Machine {
     }
 
     pub(crate) fn pci(&self) -> Vec<PciInfo> {
-        let functions = describe(self.board.pci()).into_iter();
-        functions.map(|function| pci_info(self.board.id_at(function.place), &function)).collect()
+        let functions = describe(self.board.slots().pci()).into_iter();
+        functions
+            .map(|function| pci_info(self.board.slots().id_at(function.place), &function))
+            .collect()
     }
 }
 

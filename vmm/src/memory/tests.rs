@@ -12,7 +12,7 @@ const PAGE: u64 = 4096;
 
 fn manager() -> (MemoryManager, Arc<FakeVm>) {
     let fake = Fake::new();
-    let manager = MemoryManager::new(fake.create_vm().unwrap());
+    let manager = MemoryManager::new(fake.create_vm(46).unwrap());
     (manager, fake.vm().unwrap())
 }
 

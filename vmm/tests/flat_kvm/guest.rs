@@ -12,7 +12,7 @@ use std::time::Duration;
 use ecr_arch::layout::Range;
 use ecr_arch::x86::cpuid::{self, Topology};
 use ecr_arch::x86::regs::{self, BootRegs, Segment};
-use ecr_vmm::hypervisor::{Hypervisor, IoHandler, Vm, X86VcpuSetup, kvm::Kvm};
+use ecr_vmm::hypervisor::{Hypervisor, IoHandler, VcpuSetup, Vm, X86VcpuSetup, kvm::Kvm};
 use ecr_vmm::memory::{MemoryManager, RamBacking};
 use ecr_vmm::vcpu::{VcpuEvent, VcpuThread};
 use vm_memory::{Bytes, GuestAddress};
@@ -102,7 +102,7 @@ pub struct Guest {
     pub vcpus: Vec<VcpuThread>,
     pub memory: MemoryManager,
     pub vm: Arc<dyn Vm>,
-    setups: Vec<X86VcpuSetup>,
+    setups: Vec<VcpuSetup>,
     devices: Arc<Devices>,
     seen: Receiver<Seen>,
 }
@@ -128,7 +128,7 @@ impl Guest {
     /// The same with `count` vCPUs, of which the first starts at `payload`.
     pub fn with_vcpus(count: u32, mode: Mode, payload: &[u8]) -> Option<Self> {
         let kvm = kvm()?;
-        let vm = kvm.create_vm().unwrap();
+        let vm = kvm.create_vm(kvm.capabilities().physical_address_bits).unwrap();
         let ram = RamBacking { shared: false, hugepages: None, prealloc: false, path: None };
         let mut memory = MemoryManager::new(Arc::clone(&vm));
         memory.add_ram(&[Range { base: 0, size: RAM_SIZE }], &ram).unwrap();
@@ -141,10 +141,11 @@ impl Guest {
         for id in 0..count {
             let vcpu = guest.vm.create_vcpu(id).unwrap();
             let topology = Topology { apic_id: id, cores: count };
-            let setup = X86VcpuSetup {
-                cpuid: cpuid::for_vcpu(&kvm.capabilities().cpuid, topology, vcpu.tsc_khz()),
+            let tsc_khz = vcpu.facts().unwrap().tsc_khz;
+            let setup = VcpuSetup::X86(X86VcpuSetup {
+                cpuid: cpuid::for_vcpu(&kvm.capabilities().cpuid, topology, tsc_khz),
                 regs: (id == 0).then(|| boot_regs(mode)),
-            };
+            });
             guest.setups.push(setup.clone());
             let sender = sender.clone();
             let listener = Arc::new(move |index, event| {

@@ -17,7 +17,9 @@ use std::thread::{self, JoinHandle};
 use ecr_devices::irq::MsiMessage;
 use parking_lot::MutexGuard;
 
-use super::super::{Exit, HypervisorError, IoHandler, Result, Vcpu, VcpuKick, X86VcpuSetup};
+use super::super::{
+    Exit, HypervisorError, IoHandler, Result, Vcpu, VcpuFacts, VcpuKick, VcpuSetup,
+};
 use super::{Shared, State};
 
 /// Widest access to a device, in bytes.
@@ -293,11 +295,12 @@ impl Drop for FakeVcpu {
 }
 
 impl Vcpu for FakeVcpu {
-    fn tsc_khz(&self) -> Option<u32> {
-        None
+    fn facts(&self) -> Result<VcpuFacts> {
+        // All page sizes.
+        Ok(VcpuFacts { tsc_khz: None, mmfr0: 1 << 20 })
     }
 
-    fn setup_x86(&mut self, _setup: &X86VcpuSetup) -> Result<()> {
+    fn setup(&mut self, _setup: &VcpuSetup) -> Result<()> {
         self.stop();
         // A kick that is under way stays under way.
         let mut state = self.shared.state.lock();

@@ -21,7 +21,9 @@ use parking_lot::{Condvar, Mutex};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Capabilities, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm};
+use super::{
+    Capabilities, Gic, GicSupport, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm,
+};
 use guest::{CpuState, FakeVcpu};
 pub use guest::{GuestCpu, GuestProgram};
 
@@ -35,6 +37,7 @@ fn refused(attempted: String, errno: i32) -> HypervisorError {
 #[derive(Debug)]
 pub struct Fake {
     capabilities: Capabilities,
+    gic: GicSupport,
     programs: BTreeMap<u32, GuestProgram>,
     vm: Mutex<Option<Arc<FakeVm>>>,
 }
@@ -55,13 +58,20 @@ impl Fake {
             physical_address_bits: 46,
             cpuid: Vec::new(),
         };
-        Self { capabilities, programs: BTreeMap::new(), vm: Mutex::new(None) }
+        let gic = GicSupport { v2: true, v3: true, its: true };
+        Self { capabilities, gic, programs: BTreeMap::new(), vm: Mutex::new(None) }
     }
 
     /// Show these capabilities.
     #[must_use]
     pub fn with_capabilities(self, capabilities: Capabilities) -> Self {
         Self { capabilities, ..self }
+    }
+
+    /// Have these interrupt controllers of Arm.
+    #[must_use]
+    pub fn with_gic(self, gic: GicSupport) -> Self {
+        Self { gic, ..self }
     }
 
     /// Let vCPU `id` run `program` from its start, and again from its start after each reset.
@@ -85,8 +95,16 @@ impl Hypervisor for Fake {
         &self.capabilities
     }
 
-    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+    fn create_vm(&self, address_bits: u8) -> Result<Arc<dyn Vm>> {
+        if address_bits > self.capabilities.physical_address_bits {
+            return Err(refused(
+                format!("create a VM of {address_bits} address bits"),
+                libc::EINVAL,
+            ));
+        }
         let vm = Arc::new(FakeVm {
+            address_bits,
+            gic: self.gic,
             max_memory_slots: self.capabilities.max_memory_slots,
             programs: self.programs.clone(),
             shared: Arc::default(),
@@ -99,12 +117,24 @@ impl Hypervisor for Fake {
 /// The VM: what the machine did to it, for tests to look at.
 #[derive(Debug)]
 pub struct FakeVm {
+    address_bits: u8,
+    gic: GicSupport,
     max_memory_slots: u32,
     programs: BTreeMap<u32, GuestProgram>,
     shared: Arc<Shared>,
 }
 
 impl FakeVm {
+    /// Bits of a guest-physical address.
+    pub fn address_bits(&self) -> u8 {
+        self.address_bits
+    }
+
+    /// The interrupt controller of Arm, if one was created.
+    pub fn gic(&self) -> Option<Gic> {
+        self.shared.state.lock().gic.clone()
+    }
+
     /// The memory slots, by number.
     pub fn memory_slots(&self) -> Vec<MemorySlot> {
         self.shared.state.lock().slots.values().copied().collect()
@@ -149,7 +179,7 @@ impl Vm for FakeVm {
         let attempted = || format!("add {slot:x?}");
         let mut state = self.shared.state.lock();
         let aligned = [slot.guest, slot.size, slot.host].iter().all(|v| v % PAGE_SIZE == 0);
-        let end = slot.guest.checked_add(slot.size);
+        let end = slot.guest.checked_add(slot.size).filter(|end| end >> self.address_bits == 0);
         let (Some(end), true, true) =
             (end, aligned && slot.size != 0, slot.slot < self.max_memory_slots)
         else {
@@ -171,14 +201,35 @@ impl Vm for FakeVm {
         }
     }
 
+    fn gic_support(&self) -> GicSupport {
+        self.gic
+    }
+
+    fn create_gic(&self, gic: &Gic) -> Result<()> {
+        let mut state = self.shared.state.lock();
+        if !state.cpus.is_empty() || state.gic.is_some() {
+            return Err(refused("create a GIC".into(), libc::EEXIST));
+        }
+        state.gic = Some(gic.clone());
+        Ok(())
+    }
+
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let mut state = self.shared.state.lock();
+        if state.gic.is_some() && state.complete {
+            return Err(refused(format!("create vCPU {id}"), libc::EBUSY));
+        }
         if state.cpus.contains_key(&id) {
             return Err(refused(format!("create vCPU {id}"), libc::EEXIST));
         }
         state.cpus.insert(id, CpuState::default());
         let program = self.programs.get(&id).cloned();
         Ok(Box::new(FakeVcpu::new(id, program, Arc::clone(&self.shared))))
+    }
+
+    fn complete_vcpus(&self, _count: u32) -> Result<()> {
+        self.shared.state.lock().complete = true;
+        Ok(())
     }
 
     fn reset(&self) -> Result<()> {
@@ -216,6 +267,9 @@ struct State {
     pending: Vec<MsiMessage>,
     routes: BTreeMap<u32, RouteState>,
     cpus: BTreeMap<u32, CpuState>,
+    /// All vCPUs are there.
+    complete: bool,
+    gic: Option<Gic>,
 }
 
 impl fmt::Debug for State {

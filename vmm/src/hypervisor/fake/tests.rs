@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::hypervisor::{Exit, IoHandler, ShutdownKind, X86VcpuSetup};
+use crate::hypervisor::{Exit, IoHandler, ShutdownKind, VcpuSetup};
 
 /// Answers reads with the low byte of the address; records writes.
 #[derive(Default)]
@@ -25,17 +25,17 @@ impl IoHandler for Devices {
     }
 }
 
-fn setup() -> X86VcpuSetup {
-    X86VcpuSetup { cpuid: Vec::new(), regs: None }
+fn setup() -> VcpuSetup {
+    VcpuSetup::Arm(None)
 }
 
 /// A VM whose vCPU 0 is ready to run `program`.
 fn vm(program: impl Fn(&GuestCpu) -> Exit + Send + Sync + 'static) -> (Arc<FakeVm>, Box<dyn Vcpu>) {
     let fake = Fake::new().with_program(0, program);
-    fake.create_vm().unwrap();
+    fake.create_vm(46).unwrap();
     let vm = fake.vm().unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    vcpu.setup_x86(&setup()).unwrap();
+    vcpu.setup(&setup()).unwrap();
     (vm, vcpu)
 }
 
@@ -152,7 +152,7 @@ fn a_reset_starts_the_program_again() {
     let kick = vcpu.bind_to_thread().unwrap();
     kick.kick();
     assert_eq!(vcpu.run(&Devices::default()), Exit::Interrupted);
-    vcpu.setup_x86(&setup()).unwrap();
+    vcpu.setup(&setup()).unwrap();
     assert_eq!(vcpu.run(&Devices::default()), DONE);
     assert_eq!(starts.load(Ordering::SeqCst), 2);
 }

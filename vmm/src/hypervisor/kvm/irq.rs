@@ -24,7 +24,7 @@ const FIRST_MSI_GSI: u32 = 24;
 /// KVM's own limit, `KVM_MAX_IRQ_ROUTES`.
 const MAX_GSI: u32 = 4096;
 
-fn os_error(errno: kvm_ioctls::Error) -> io::Error {
+pub(super) fn os_error(errno: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(errno.errno())
 }
 

@@ -4,7 +4,7 @@
 //! Linux KVM: `Documentation/virt/kvm/api.rst`.
 
 #[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
-#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "aarch64/mod.rs")]
 mod arch;
 mod irq;
 mod vcpu;
@@ -16,8 +16,11 @@ use ecr_devices::irq::{DoorbellSink, IrqLine, MsiSink};
 use kvm_bindings::{KVM_API_VERSION, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, VmFd};
 
-use super::{Capabilities, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm};
-use irq::{Doorbells, Line, MsiController};
+use super::{
+    Capabilities, Gic, GicSupport, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm,
+};
+use arch::InterruptController;
+use irq::{Doorbells, Line};
 
 const DEVICE: &str = "/dev/kvm";
 /// Without these a guest cannot run.
@@ -84,19 +87,20 @@ impl Hypervisor for Kvm {
         &self.capabilities
     }
 
-    fn create_vm(&self) -> Result<Arc<dyn Vm>> {
+    fn create_vm(&self, address_bits: u8) -> Result<Arc<dyn Vm>> {
         let fd = loop {
-            match self.kvm.create_vm() {
+            match arch::create_vm(&self.kvm, address_bits) {
                 // A pending signal interrupts it half-way.
                 Err(errno) if errno.errno() == libc::EINTR => {}
-                other => break other.map_err(refused("create a VM"))?,
+                other => {
+                    let attempted = format!("create a VM with {address_bits}-bit addresses");
+                    break other.map_err(refused(attempted))?;
+                }
             }
         };
-        arch::set_up_vm(&fd)?;
         let fd = Arc::new(fd);
         Ok(Arc::new(KvmVm {
-            pristine: arch::PristineVm::of(&fd)?,
-            msi: Arc::new(MsiController::new(Arc::clone(&fd), arch::default_routes())),
+            controller: InterruptController::new(&fd)?,
             doorbells: Arc::new(Doorbells::new(Arc::clone(&fd))),
             fd,
         }))
@@ -106,9 +110,8 @@ impl Hypervisor for Kvm {
 #[derive(Debug)]
 struct KvmVm {
     fd: Arc<VmFd>,
-    msi: Arc<MsiController>,
+    controller: InterruptController,
     doorbells: Arc<Doorbells>,
-    pristine: arch::PristineVm,
 }
 
 impl Vm for KvmVm {
@@ -134,21 +137,33 @@ impl Vm for KvmVm {
             .map_err(refused(format!("take memory slot {slot} from the guest")))
     }
 
+    fn gic_support(&self) -> GicSupport {
+        self.controller.gic_support()
+    }
+
+    fn create_gic(&self, gic: &Gic) -> Result<()> {
+        self.controller.create_gic(gic)
+    }
+
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         let fd = self.fd.create_vcpu(id.into()).map_err(refused(format!("create vCPU {id}")))?;
-        Ok(Box::new(vcpu::KvmVcpu::new(id, fd)?))
+        Ok(Box::new(vcpu::KvmVcpu::new(id, fd, &self.fd)?))
+    }
+
+    fn complete_vcpus(&self, count: u32) -> Result<()> {
+        self.controller.complete_vcpus(count)
     }
 
     fn reset(&self) -> Result<()> {
-        self.pristine.restore(&self.fd)
+        self.controller.reset()
     }
 
     fn irq_line(&self, gsi: u32) -> IrqLine {
-        IrqLine::new(Arc::new(Line::new(Arc::clone(&self.fd), gsi)))
+        IrqLine::new(Arc::new(Line::new(Arc::clone(&self.fd), arch::line(gsi))))
     }
 
     fn msi(&self) -> Arc<dyn MsiSink> {
-        Arc::clone(&self.msi) as _
+        self.controller.msi()
     }
 
     fn doorbells(&self) -> Arc<dyn DoorbellSink> {

@@ -13,16 +13,17 @@ use std::mem::{MaybeUninit, size_of};
 use std::slice::ChunksMut;
 use std::sync::Arc;
 
-use ecr_arch::x86::cpuid::CpuidEntry;
 use kvm_bindings::{
     KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVMIO,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 
 use super::{arch, error};
-use crate::hypervisor::{Exit, IoHandler, Result, ShutdownKind, Vcpu, VcpuKick, X86VcpuSetup};
+use crate::hypervisor::{
+    Exit, IoHandler, Result, ShutdownKind, Vcpu, VcpuFacts, VcpuKick, VcpuSetup,
+};
 
 /// `struct kvm_signal_mask` with its flexible member; the kernel's signal set has 64 bits.
 #[repr(C, packed)]
@@ -44,15 +45,13 @@ ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, SignalMaskHead);
 pub(super) struct KvmVcpu {
     id: u32,
     fd: VcpuFd,
-    pristine: arch::Pristine,
-    /// What it shows already: once the vCPU has run, some kernels refuse even the same CPUID again.
-    cpuid: Vec<CpuidEntry>,
+    start: arch::StartState,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(id: u32, fd: VcpuFd) -> Result<Self> {
-        let pristine = arch::Pristine::of(&fd)?;
-        Ok(Self { id, fd, pristine, cpuid: Vec::new() })
+    pub(super) fn new(id: u32, fd: VcpuFd, vm: &VmFd) -> Result<Self> {
+        let start = arch::StartState::new(id, &fd, vm)?;
+        Ok(Self { id, fd, start })
     }
 
     /// Everything but the kick goes on being blocked inside KVM_RUN as it is outside.
@@ -126,16 +125,12 @@ impl VcpuKick for Kick {
 }
 
 impl Vcpu for KvmVcpu {
-    fn tsc_khz(&self) -> Option<u32> {
-        arch::tsc_khz(&self.fd)
+    fn facts(&self) -> Result<VcpuFacts> {
+        arch::facts(self.id, &self.fd)
     }
 
-    fn setup_x86(&mut self, setup: &X86VcpuSetup) -> Result<()> {
-        if self.cpuid != setup.cpuid {
-            arch::set_cpuid(self.id, &self.fd, &setup.cpuid)?;
-            self.cpuid.clone_from(&setup.cpuid);
-        }
-        arch::set_up_vcpu(self.id, &self.fd, &self.pristine, setup)
+    fn setup(&mut self, setup: &VcpuSetup) -> Result<()> {
+        self.start.apply(self.id, &self.fd, setup)
     }
 
     fn bind_to_thread(&mut self) -> Result<Arc<dyn VcpuKick>> {
@@ -190,7 +185,11 @@ impl Vcpu for KvmVcpu {
                 Err(errno) => match errno.errno() {
                     libc::EINTR => return self.kicked(),
                     libc::EAGAIN => {}
-                    _ => return Exit::Failed(format!("run vCPU {}: {errno}", self.id)),
+                    number => {
+                        let (id, place) = (self.id, arch::place(&self.fd));
+                        let hint = arch::run_error_hint(number);
+                        return Exit::Failed(format!("run vCPU {id} at {place}: {errno}{hint}"));
+                    }
                 },
             }
         }

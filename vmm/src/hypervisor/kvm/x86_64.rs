@@ -5,10 +5,12 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use ecr_arch::x86::cpuid::CpuidEntry;
 use ecr_arch::x86::regs::{BootRegs, DescriptorTable, Segment};
 use ecr_arch::x86::{lapic, msr};
+use ecr_devices::irq::MsiSink;
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
@@ -19,7 +21,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::super::{Capabilities, Result, X86VcpuSetup};
+use super::super::{Capabilities, Gic, GicSupport, Result, VcpuFacts, VcpuSetup, X86VcpuSetup};
+use super::irq::MsiController;
 use super::{error, refused};
 
 /// One page for the identity map and three for the TSS that Intel processors need in real mode; where
@@ -53,7 +56,63 @@ pub(super) fn capabilities(kvm: &Kvm) -> Result<Capabilities> {
     })
 }
 
-pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
+pub(super) fn create_vm(
+    kvm: &Kvm,
+    _address_bits: u8,
+) -> std::result::Result<VmFd, kvm_ioctls::Error> {
+    kvm.create_vm()
+}
+
+/// The number of input `gsi` in KVM_IRQ_LINE.
+pub(super) fn line(gsi: u32) -> u32 {
+    gsi
+}
+
+/// What else to say of a failed KVM_RUN.
+pub(super) fn run_error_hint(_errno: i32) -> &'static str {
+    ""
+}
+
+/// The two 8259s, the I/O APIC, and the timer.
+#[derive(Debug)]
+pub(super) struct InterruptController {
+    vm: Arc<VmFd>,
+    msi: Arc<MsiController>,
+    pristine: PristineVm,
+}
+
+impl InterruptController {
+    pub(super) fn new(vm: &Arc<VmFd>) -> Result<Self> {
+        set_up_vm(vm)?;
+        Ok(Self {
+            vm: Arc::clone(vm),
+            msi: Arc::new(MsiController::new(Arc::clone(vm), default_routes())),
+            pristine: PristineVm::of(vm)?,
+        })
+    }
+
+    pub(super) fn gic_support(&self) -> GicSupport {
+        GicSupport::default()
+    }
+
+    pub(super) fn create_gic(&self, _gic: &Gic) -> Result<()> {
+        Err(error("create a GIC on x86", io::ErrorKind::Unsupported))
+    }
+
+    pub(super) fn complete_vcpus(&self, _count: u32) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn reset(&self) -> Result<()> {
+        self.pristine.restore(&self.vm)
+    }
+
+    pub(super) fn msi(&self) -> Arc<dyn MsiSink> {
+        Arc::clone(&self.msi) as _
+    }
+}
+
+fn set_up_vm(vm: &VmFd) -> Result<()> {
     if vm.check_extension(Cap::SetIdentityMapAddr) {
         vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place the identity map"))?;
     }
@@ -64,7 +123,7 @@ pub(super) fn set_up_vm(vm: &VmFd) -> Result<()> {
 }
 
 /// The interrupt controllers and the timer as KVM created them: what a reset goes back to.
-pub(super) struct PristineVm {
+struct PristineVm {
     controllers: [kvm_irqchip; 3],
     timer: kvm_pit_state2,
 }
@@ -76,7 +135,7 @@ impl fmt::Debug for PristineVm {
 }
 
 impl PristineVm {
-    pub(super) fn of(vm: &VmFd) -> Result<Self> {
+    fn of(vm: &VmFd) -> Result<Self> {
         let read = || -> std::result::Result<Self, kvm_ioctls::Error> {
             let mut controllers =
                 [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC]
@@ -87,7 +146,7 @@ impl PristineVm {
         read().map_err(refused("read the state of new interrupt controllers"))
     }
 
-    pub(super) fn restore(&self, vm: &VmFd) -> Result<()> {
+    fn restore(&self, vm: &VmFd) -> Result<()> {
         self.controllers
             .iter()
             .try_for_each(|controller| vm.set_irqchip(controller))
@@ -97,7 +156,7 @@ impl PristineVm {
 }
 
 /// How KVM routes pins before it is told otherwise; a table of ours must keep it.
-pub(super) fn default_routes() -> Vec<kvm_irq_routing_entry> {
+fn default_routes() -> Vec<kvm_irq_routing_entry> {
     let route = |gsi, irqchip, pin| kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,
@@ -113,8 +172,9 @@ pub(super) fn default_routes() -> Vec<kvm_irq_routing_entry> {
     pic.chain((0..IO_APIC_PINS).map(|gsi| route(gsi, KVM_IRQCHIP_IOAPIC, gsi))).collect()
 }
 
-pub(super) fn tsc_khz(vcpu: &VcpuFd) -> Option<u32> {
-    vcpu.get_tsc_khz().ok().filter(|&khz| khz != 0)
+pub(super) fn facts(_id: u32, vcpu: &VcpuFd) -> Result<VcpuFacts> {
+    let tsc_khz = vcpu.get_tsc_khz().ok().filter(|&khz| khz != 0);
+    Ok(VcpuFacts { tsc_khz, ..VcpuFacts::default() })
 }
 
 /// Set `PVCLOCK_GUEST_STOPPED`, upon which Linux calms its watchdogs.
@@ -131,9 +191,35 @@ pub(super) fn place(vcpu: &VcpuFd) -> String {
     }
 }
 
+/// What it takes to set a vCPU to its start.
+#[derive(Debug)]
+pub(super) struct StartState {
+    pristine: Pristine,
+    /// What it shows already: once the vCPU has run, some kernels refuse even the same CPUID again.
+    cpuid: Vec<CpuidEntry>,
+}
+
+impl StartState {
+    pub(super) fn new(_id: u32, vcpu: &VcpuFd, _vm: &VmFd) -> Result<Self> {
+        Ok(Self { pristine: Pristine::of(vcpu)?, cpuid: Vec::new() })
+    }
+
+    pub(super) fn apply(&mut self, id: u32, vcpu: &VcpuFd, setup: &VcpuSetup) -> Result<()> {
+        let VcpuSetup::X86(setup) = setup else {
+            let attempted = format!("start vCPU {id} as one of another architecture");
+            return Err(error(attempted, io::ErrorKind::Unsupported));
+        };
+        if self.cpuid != setup.cpuid {
+            set_cpuid(id, vcpu, &setup.cpuid)?;
+            self.cpuid.clone_from(&setup.cpuid);
+        }
+        set_up_vcpu(id, vcpu, &self.pristine, setup)
+    }
+}
+
 /// State of a vCPU as KVM created it: what a reset goes back to.
 #[derive(Debug)]
-pub(super) struct Pristine {
+struct Pristine {
     regs: kvm_regs,
     sregs: kvm_sregs,
     fpu: kvm_fpu,
@@ -145,7 +231,7 @@ pub(super) struct Pristine {
 }
 
 impl Pristine {
-    pub(super) fn of(vcpu: &VcpuFd) -> Result<Self> {
+    fn of(vcpu: &VcpuFd) -> Result<Self> {
         let read = || -> std::result::Result<Self, kvm_ioctls::Error> {
             Ok(Self {
                 regs: vcpu.get_regs()?,
@@ -180,7 +266,7 @@ impl Pristine {
 const LENT_MEMORY: [u32; 7] =
     [0x11, 0x12, 0x4b56_4d00, 0x4b56_4d01, 0x4b56_4d02, 0x4b56_4d03, 0x4b56_4d04];
 
-pub(super) fn set_cpuid(id: u32, vcpu: &VcpuFd, entries: &[CpuidEntry]) -> Result<()> {
+fn set_cpuid(id: u32, vcpu: &VcpuFd, entries: &[CpuidEntry]) -> Result<()> {
     let attempted = format!("set CPUID of vCPU {id}");
     let entries: Vec<_> = entries.iter().map(to_kvm).collect();
     match CpuId::from_entries(&entries) {
@@ -189,12 +275,7 @@ pub(super) fn set_cpuid(id: u32, vcpu: &VcpuFd, entries: &[CpuidEntry]) -> Resul
     }
 }
 
-pub(super) fn set_up_vcpu(
-    id: u32,
-    vcpu: &VcpuFd,
-    pristine: &Pristine,
-    setup: &X86VcpuSetup,
-) -> Result<()> {
+fn set_up_vcpu(id: u32, vcpu: &VcpuFd, pristine: &Pristine, setup: &X86VcpuSetup) -> Result<()> {
     let attempt = |what: &str| format!("set {what} of vCPU {id}");
     pristine.restore(vcpu).map_err(refused(attempt("the initial state")))?;
     set_lapic(vcpu, pristine).map_err(refused(attempt("the local APIC")))?;

@@ -10,34 +10,38 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ecr_arch::acpi::PciHotplug as AcpiPciHotplug;
-use ecr_arch::layout::Range;
-use ecr_arch::layout::q35::port;
 use ecr_devices::bus::SharedIoDevice;
 use ecr_devices::chipset::{GuestRequest, GuestRequestSink};
 use ecr_devices::hotplug::{EjectSink, PciHotplug};
 use ecr_devices::pci::host::{DevFn, PciHost, Place, SharedFunction};
 use parking_lot::Mutex;
 
-use super::{FIRST_BRIDGE, Q35, Row};
+use super::slots::{FIRST_BRIDGE, Slots};
 use crate::control::{CommandError, PciPath};
 
 /// Slots behind a bridge that devices can have, as Kata counts them.
-const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
-/// The general-purpose event of PCI hot-plug, as with QEMU.
-const EVENT: u8 = 1;
+pub(super) const SLOTS: std::ops::RangeInclusive<u8> = 1..=30;
 /// How long the guest is left alone with a request before it may be repeated. One that was made before the
 /// guest listened is lost, so it must be possible to repeat it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Tells the guest to look at the registers.
+pub(super) type Announce = Box<dyn Fn() + Send>;
+
 /// The slots behind bridges.
-#[derive(Debug)]
 pub(super) struct Hotplug {
     bridges: u8,
     registers: Arc<Mutex<PciHotplug>>,
+    announce: Announce,
     ejector: Arc<Ejector>,
     /// Devices that the guest was asked to give up, and when.
     removals: Vec<(Place, Instant)>,
+}
+
+impl std::fmt::Debug for Hotplug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hotplug").field("bridges", &self.bridges).finish_non_exhaustive()
+    }
 }
 
 impl Hotplug {
@@ -45,6 +49,7 @@ impl Hotplug {
         bridges: u8,
         pci: &Arc<PciHost>,
         requests: &Arc<dyn GuestRequestSink>,
+        announce: Announce,
     ) -> Self {
         let ejector = Arc::new(Ejector {
             pci: Arc::clone(pci),
@@ -53,31 +58,17 @@ impl Hotplug {
         });
         let sink = Arc::clone(&ejector) as Arc<dyn EjectSink>;
         let registers = Arc::new(Mutex::new(PciHotplug::new(bridges.into(), sink)));
-        Self { bridges, registers, ejector, removals: Vec::new() }
+        Self { bridges, registers, announce, ejector, removals: Vec::new() }
     }
 
-    /// The register block's row in the board's table.
-    pub(super) fn row(&self) -> Row {
-        Row {
-            acpi: None,
-            ports: Range::new(port::PCI_HOTPLUG.into(), PciHotplug::PORTS),
-            irq: None,
-            device: Arc::clone(&self.registers) as SharedIoDevice,
-        }
+    /// The register block.
+    pub(super) fn registers(&self) -> SharedIoDevice {
+        Arc::clone(&self.registers) as SharedIoDevice
     }
 
     /// Slots of the bridges.
     pub(super) fn bridges(&self) -> impl Iterator<Item = u8> + use<> {
         FIRST_BRIDGE..FIRST_BRIDGE + self.bridges
-    }
-
-    pub(super) fn describe(&self) -> AcpiPciHotplug {
-        AcpiPciHotplug {
-            ports: Range::new(port::PCI_HOTPLUG.into(), PciHotplug::PORTS),
-            event: EVENT,
-            bridges: self.bridges().collect(),
-            slots: SLOTS,
-        }
     }
 
     /// The guest finds what is there by itself.
@@ -129,12 +120,9 @@ fn bus_of(place: Place) -> Option<usize> {
     place.bridge.map(|bridge| usize::from(bridge.device().saturating_sub(FIRST_BRIDGE)))
 }
 
-impl Q35 {
+impl Slots {
     /// The slot for a device that is added now: the one asked for, or the first free one.
-    pub(in crate::machine) fn reserve(
-        &self,
-        wanted: Option<PciPath>,
-    ) -> Result<Place, CommandError> {
+    pub(super) fn reserve(&self, wanted: Option<PciPath>) -> Result<Place, CommandError> {
         let failed = |text: String| Err(CommandError::Failed(text));
         let Some(path) = wanted else {
             let bridges = self.hotplug.iter().flat_map(Hotplug::bridges);
@@ -175,15 +163,15 @@ impl Q35 {
     }
 
     /// Tell the guest of a new device.
-    pub(in crate::machine) fn announce(&self, place: Place) {
+    pub(super) fn announce(&self, place: Place) {
         if let (Some(hotplug), Some(bus)) = (&self.hotplug, bus_of(place)) {
             hotplug.registers.lock().insert(bus, place.at.device());
-            self.pm.lock().raise_event(EVENT);
+            (hotplug.announce)();
         }
     }
 
     /// Ask the guest to give up device `id`.
-    pub(in crate::machine) fn request_removal(&mut self, id: &str) -> Result<(), CommandError> {
+    pub(super) fn request_removal(&mut self, id: &str) -> Result<(), CommandError> {
         let device = self.devices.iter().find(|device| device.id == id);
         let place = device.ok_or_else(|| CommandError::DeviceNotFound(id.to_owned()))?.place;
         let (Some(hotplug), Some(bus)) = (&mut self.hotplug, bus_of(place)) else {
@@ -196,12 +184,12 @@ impl Q35 {
         hotplug.removals.retain(|(pending, _)| *pending != place);
         hotplug.removals.push((place, Instant::now()));
         hotplug.registers.lock().request_removal(bus, place.at.device());
-        self.pm.lock().raise_event(EVENT);
+        (hotplug.announce)();
         Ok(())
     }
 
     /// Take down what the guest has ejected; returns the ids.
-    pub(in crate::machine) fn take_ejected(&mut self) -> Vec<String> {
+    pub(super) fn take_ejected(&mut self) -> Vec<String> {
         let Some(hotplug) = &mut self.hotplug else { return Vec::new() };
         let ejected = std::mem::take(&mut *hotplug.ejector.ejected.lock());
         let mut ids = Vec::new();
@@ -218,7 +206,7 @@ impl Q35 {
     }
 
     /// A guest that is reset has given up what it was asked to; returns the ids.
-    pub(in crate::machine) fn complete_removals(&mut self) -> Vec<String> {
+    pub(super) fn complete_removals(&mut self) -> Vec<String> {
         if let Some(hotplug) = &mut self.hotplug {
             for (place, _) in std::mem::take(&mut hotplug.removals) {
                 if let Some(bus) = bus_of(place) {
