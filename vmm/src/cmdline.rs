@@ -10,9 +10,9 @@ use clap::Parser;
 use uuid::Uuid;
 
 use crate::config::{
-    BootConfig, ChardevConfig, ConfigError, CpuConfig, DiskConfig, DiskIo, FsConfig, MachineType,
-    MemoryConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockBackend, VsockConfig,
-    validate,
+    BootConfig, ChardevConfig, ConfigError, CpuConfig, DiskConfig, DiskIo, FsConfig, GicVersion,
+    MachineType, MemoryConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockBackend,
+    VsockConfig, validate,
 };
 use options::Options;
 
@@ -31,6 +31,9 @@ Examples:
   In the background, with its console and its control on sockets:
     ecr-vmm --kernel vmlinux --image rootfs.img --console unix:console.sock --qmp unix:qmp.sock
 
+Keys of --machine virt:
+  gic-version=host|2|3   interrupt controller; by default the newest that the host has
+  acpi=on|off            describe the machine by ACPI tables, or by a device tree alone
 Keys of --memory:
   max=SIZE, slots=N      the most memory there can ever be, and in how many more pieces
   shared, path=PATH      let other processes map it; back it with a file there
@@ -70,7 +73,7 @@ Exit status: 0 the guest powered off or was told to end, 2 bad arguments, or wha
     disable_help_subcommand = true
 )]
 struct Arguments {
-    /// Kernel: bzImage or vmlinux
+    /// Kernel: bzImage or vmlinux for q35; Image, also compressed, for virt
     #[arg(long, value_name = "FILE", help_heading = "Boot")]
     kernel: PathBuf,
     /// Initial RAM disk
@@ -90,15 +93,15 @@ struct Arguments {
     )]
     cmdline: String,
 
-    /// Machine type
+    /// Machine type: q35 for x86_64, virt for aarch64. Its keys are listed below
     #[arg(
         long,
-        value_name = "TYPE",
-        default_value = "q35",
+        value_name = "TYPE[,KEY=VALUE...]",
+        default_value = MachineType::native().name(),
         value_parser = machine,
         help_heading = "Machine"
     )]
-    machine: MachineType,
+    machine: Machine,
     /// vCPUs at boot, and the most there can ever be
     #[arg(
         long,
@@ -175,7 +178,7 @@ struct Arguments {
         help_heading = "Devices"
     )]
     console: ChardevConfig,
-    /// Serial port ttyS0: as --console
+    /// Serial port, ttyS0 of q35 and ttyAMA0 of virt: as --console
     #[arg(
         long,
         value_name = "WHERE",
@@ -303,7 +306,9 @@ impl Arguments {
         VmConfig {
             name: self.name,
             uuid: self.uuid.unwrap_or_default(),
-            machine: self.machine,
+            machine: self.machine.kind,
+            gic: self.machine.gic,
+            acpi: self.machine.acpi,
             cpus: self.cpus,
             memory: self.memory,
             boot: BootConfig { kernel: self.kernel, initrd: self.initrd, cmdline },
@@ -329,7 +334,10 @@ impl Arguments {
         if !given("console=") {
             // The last one is /dev/console.
             if self.serial != ChardevConfig::Off {
-                words.push("console=ttyS0");
+                words.push(match self.machine.kind {
+                    MachineType::Q35 => "console=ttyS0",
+                    MachineType::Virt => "console=ttyAMA0",
+                });
             }
             if self.console != ChardevConfig::Off {
                 words.push("console=hvc0");
@@ -368,8 +376,25 @@ struct Image {
     disk: bool,
 }
 
-fn machine(text: &str) -> Result<MachineType, String> {
-    if text == MachineType::Q35.name() { Ok(MachineType::Q35) } else { Err("use q35".to_owned()) }
+/// A machine type and what only some have.
+#[derive(Debug, Clone, Copy)]
+struct Machine {
+    kind: MachineType,
+    gic: GicVersion,
+    acpi: bool,
+}
+
+fn machine(text: &str) -> Result<Machine, String> {
+    let options = Options::parse(text, Some("type"), &["type", "gic-version", "acpi"])?;
+    let kinds = MachineType::ALL.map(|kind| (kind.name(), kind));
+    let kind = options.choice("type", &kinds)?.ok_or("type= is missing")?;
+    let versions = [("host", GicVersion::Host), ("2", GicVersion::V2), ("3", GicVersion::V3)];
+    let gic = options.choice("gic-version", &versions)?;
+    let acpi = options.choice("acpi", &[("on", true), ("off", false)])?;
+    if kind != MachineType::Virt && (gic.is_some() || acpi.is_some()) {
+        return Err("gic-version and acpi can be chosen for virt only".into());
+    }
+    Ok(Machine { kind, gic: gic.unwrap_or_default(), acpi: acpi.unwrap_or(true) })
 }
 
 fn image(text: &str) -> Result<Image, String> {

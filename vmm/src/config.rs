@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::hypervisor::Architecture;
+
 mod fs;
 mod net;
 pub(crate) mod validate;
@@ -31,6 +33,13 @@ pub struct VmConfig {
     pub uuid: Uuid,
     /// Machine type.
     pub machine: MachineType,
+    /// Interrupt controller of the machine type `virt`.
+    #[serde(default)]
+    pub gic: GicVersion,
+    /// Describe the machine type `virt` by ACPI tables to a kernel that can read them; a device tree is there for the
+    /// others. Off: the device tree alone.
+    #[serde(default = "yes")]
+    pub acpi: bool,
     /// Processors.
     pub cpus: CpuConfig,
     /// Memory.
@@ -58,7 +67,7 @@ pub struct VmConfig {
     /// virtio console `hvc0`.
     #[serde(default)]
     pub console: ChardevConfig,
-    /// First 16550 serial port.
+    /// Serial port: a 16550 or a PL011.
     #[serde(default)]
     pub serial: ChardevConfig,
     /// Report guest panics.
@@ -97,15 +106,49 @@ pub enum ResetAction {
 pub enum MachineType {
     /// x86_64: MCH host bridge and ICH9.
     Q35,
+    /// aarch64: nothing but what virtual machines need.
+    Virt,
 }
 
 impl MachineType {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Q35, Self::Virt];
+
+    /// The one of this program's own architecture.
+    pub const fn native() -> Self {
+        if cfg!(target_arch = "aarch64") { Self::Virt } else { Self::Q35 }
+    }
+
     /// Its name in configurations and to clients.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Q35 => "q35",
+            Self::Virt => "virt",
         }
     }
+
+    /// The architecture of its processors.
+    pub const fn architecture(self) -> Architecture {
+        match self {
+            Self::Q35 => Architecture::X86_64,
+            Self::Virt => Architecture::Aarch64,
+        }
+    }
+}
+
+/// Version of Arm's generic interrupt controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum GicVersion {
+    /// The newest that the host can give to a guest.
+    #[default]
+    #[serde(rename = "host")]
+    Host,
+    /// GICv2, with a GICv2m for messages; up to 8 vCPUs.
+    #[serde(rename = "2")]
+    V2,
+    /// GICv3, with an interrupt translation service for messages.
+    #[serde(rename = "3")]
+    V3,
 }
 
 /// Processors.
@@ -148,7 +191,7 @@ pub struct MemoryConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootConfig {
-    /// Kernel: bzImage or ELF with a PVH note.
+    /// Kernel: for x86_64 a bzImage or an ELF file with a PVH note; for aarch64 an `Image`, which may be compressed.
     pub kernel: PathBuf,
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -66,7 +66,7 @@ impl Machine {
         hypervisor: Arc<dyn Hypervisor>,
         mailbox: &Arc<Mailbox>,
     ) -> Result<Self, StartError> {
-        let MachineType::Q35 = config.machine;
+        check_architecture(config.machine, &*hypervisor)?;
         let most = hypervisor.capabilities().max_vcpus;
         if config.cpus.max > most {
             return Err(StartError::Machine(format!(
@@ -215,6 +215,21 @@ impl Drop for Machine {
         self.vcpus.clear();
         self.board.slots().stop_devices();
     }
+}
+
+fn check_architecture(machine: MachineType, hypervisor: &dyn Hypervisor) -> Result<(), StartError> {
+    let (wanted, there) = (machine.architecture(), hypervisor.capabilities().architectures);
+    if there.contains(&wanted) {
+        return Ok(());
+    }
+    let usable = MachineType::ALL.iter().filter(|kind| there.contains(&kind.architecture()));
+    let usable: Vec<&str> = usable.map(|kind| kind.name()).collect();
+    Err(StartError::Machine(format!(
+        "the machine type {} needs an {} host: this host can run {}",
+        machine.name(),
+        wanted.name(),
+        usable.join(" and ")
+    )))
 }
 
 fn open_boot_images(config: &VmConfig) -> Result<BootImages, StartError> {

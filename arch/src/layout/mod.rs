@@ -3,7 +3,11 @@
 
 //! Guest-physical address maps: pure functions of what a machine is given.
 
+mod cursor;
 pub mod q35;
+pub mod virt;
+
+pub use cursor::DoesNotFit;
 
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;

@@ -13,6 +13,7 @@
 //! 64-bit PCI window, aligned to its size
 //! ```
 
+use super::cursor::{Cursor, DoesNotFit, SECTION, module_room};
 use super::{GIB, MIB, Range};
 
 /// RAM below 4 GiB ends here at the latest.
@@ -36,10 +37,6 @@ pub const LOCAL_APIC: u64 = 0xFEE0_0000;
 /// Where RAM goes on above the 32-bit devices.
 pub const HIGH_RAM: u64 = 4 * GIB;
 
-/// What Linux adds or removes as one piece of memory.
-const SECTION: u64 = 128 * MIB;
-/// Slack for each module, so that it can be aligned to a gibibyte.
-const MODULE_ALIGNMENT: u64 = GIB;
 /// Largest and smallest 64-bit PCI window.
 const PCI_WINDOW_64: (u64, u64) = (512 * GIB, GIB);
 
@@ -56,23 +53,6 @@ pub struct Request {
     pub nvdimms: Vec<u64>,
     /// Width of a guest-physical address.
     pub address_bits: u8,
-}
-
-/// Why there is no map.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{what} of {size:#x} bytes does not fit below {limit:#x}, the end of this host's {bits}-bit guest address \
-     space: use less memory or a smaller maximum"
-)]
-pub struct DoesNotFit {
-    /// What.
-    pub what: &'static str,
-    /// Its size in bytes.
-    pub size: u64,
-    /// End of the address space.
-    pub limit: u64,
-    /// Width of an address.
-    pub bits: u8,
 }
 
 /// Where everything is.
@@ -96,71 +76,19 @@ impl Q35Map {
     /// # Errors
     /// Names what does not fit.
     pub fn new(request: &Request) -> Result<Self, DoesNotFit> {
-        let mut next = Cursor::new(request.address_bits);
+        let mut next = Cursor::new(HIGH_RAM, request.address_bits);
         let low = if request.ram > LOW_RAM_MAX { LOW_RAM_SPLIT } else { request.ram };
         let high_ram = next.take("RAM", request.ram - low, MIB)?;
-        let nvdimms = request
-            .nvdimms
-            .iter()
-            .map(|&size| {
-                let room =
-                    next.take("a persistent memory image", next_multiple(size, SECTION), GIB)?;
-                Ok(Range::new(room.base, size))
-            })
-            .collect::<Result<_, _>>()?;
-        let modules = request.max_ram.saturating_sub(request.ram);
-        let slack = u64::from(request.slots).saturating_mul(MODULE_ALIGNMENT);
-        let window = if modules == 0 { 0 } else { modules.saturating_add(slack) };
+        let nvdimms = next.images(&request.nvdimms)?;
+        let window = module_room(request.ram, request.max_ram, request.slots);
         let module_window = next.take("the window for memory modules", window, GIB)?;
-        let pci_window_64 = next.largest_window()?;
+        let pci_window_64 = next.largest("the 64-bit PCI window", PCI_WINDOW_64)?;
         Ok(Self { low_ram: Range::new(0, low), high_ram, nvdimms, module_window, pci_window_64 })
     }
 
     /// The pieces of RAM, in ascending order.
     pub fn ram(&self) -> impl Iterator<Item = Range> + use<> {
         [self.low_ram, self.high_ram].into_iter().filter(|range| range.size != 0)
-    }
-}
-
-fn next_multiple(value: u64, of: u64) -> u64 {
-    value.checked_next_multiple_of(of).unwrap_or(u64::MAX)
-}
-
-/// Hands out ascending ranges from 4 GiB on.
-struct Cursor {
-    next: u64,
-    limit: u64,
-    bits: u8,
-}
-
-impl Cursor {
-    fn new(bits: u8) -> Self {
-        Self { next: HIGH_RAM, limit: 1u64.checked_shl(bits.into()).unwrap_or(u64::MAX), bits }
-    }
-
-    fn take(&mut self, what: &'static str, size: u64, align: u64) -> Result<Range, DoesNotFit> {
-        if size == 0 {
-            return Ok(Range::new(self.next, 0));
-        }
-        let base = next_multiple(self.next, align);
-        match base.checked_add(size) {
-            Some(end) if end <= self.limit => {
-                self.next = end;
-                Ok(Range::new(base, size))
-            }
-            _ => Err(DoesNotFit { what, size, limit: self.limit, bits: self.bits }),
-        }
-    }
-
-    /// The largest window of a power of two that still fits, aligned to its size.
-    fn largest_window(&mut self) -> Result<Range, DoesNotFit> {
-        let (mut size, smallest) = PCI_WINDOW_64;
-        loop {
-            match self.take("the 64-bit PCI window", size, size) {
-                Err(_) if size > smallest => size /= 2,
-                found => return found,
-            }
-        }
     }
 }
 

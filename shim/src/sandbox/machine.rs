@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ecr_vmm::config::{
-    BootConfig, ChardevConfig, CpuConfig, DiskConfig, FsConfig, MachineType, MemoryConfig,
-    NetConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockConfig,
+    BootConfig, ChardevConfig, CpuConfig, DiskConfig, FsConfig, GicVersion, MachineType,
+    MemoryConfig, NetConfig, NvdimmConfig, ResetAction, RngConfig, VmConfig, VsockConfig,
 };
 use ecr_vmm::control::{Command, EventKind, Reply, ShutdownReason};
 use ecr_vmm::{VmHandle, VmOptions, hypervisor};
@@ -93,7 +93,9 @@ pub fn vm_config(request: MachineRequest<'_>) -> Result<VmConfig> {
     Ok(VmConfig {
         name: Some(format!("sandbox-{}", request.id)),
         uuid: Uuid::new_v4(),
-        machine: MachineType::Q35,
+        machine: MachineType::native(),
+        gic: GicVersion::Host,
+        acpi: true,
         // vCPUs and memory cannot be added to a running machine, so there will never be more.
         cpus: CpuConfig { boot: request.size.vcpus, max: request.size.vcpus },
         memory: MemoryConfig {

@@ -13,7 +13,8 @@ use std::path::Path;
 use ecr_devices::backend::unix_socket;
 
 use super::{
-    ChardevConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig, TapConfig, VmConfig, VsockBackend,
+    ChardevConfig, DiskConfig, FsConfig, GicVersion, MachineType, MemoryConfig, NetConfig,
+    TapConfig, VmConfig, VsockBackend,
 };
 
 const MIB: u64 = 1 << 20;
@@ -37,6 +38,8 @@ const TAG_MAX: usize = 36;
 const IO_THREADS_MAX: u16 = 64;
 /// Most PCI bridges, as with Kata.
 const BRIDGES_MAX: u8 = 5;
+/// Most vCPUs behind a GICv2 (Arm IHI 0048, 1.3.1).
+pub(crate) const GIC_V2_CPUS: u32 = 8;
 /// Context ids that mean something else: hypervisor, local, host (vsock(7)).
 const CID_RESERVED: u32 = 2;
 /// The context id that stands for any.
@@ -65,6 +68,7 @@ impl VmConfig {
     /// The first value that cannot work.
     pub fn validate(&self) -> Result {
         self.check_cpus()?;
+        self.check_machine()?;
         self.memory.check()?;
         self.check_boot()?;
         if let Some(nvdimm) = &self.nvdimm {
@@ -108,6 +112,31 @@ impl VmConfig {
         if max < boot {
             let problem =
                 format!("{max} is less than the {boot} present at boot: use {boot} or more");
+            return refuse("cpus.max", problem);
+        }
+        Ok(())
+    }
+
+    fn check_machine(&self) -> Result {
+        if self.machine != MachineType::Virt {
+            if self.gic != GicVersion::Host {
+                let machine = self.machine.name();
+                let problem = format!("the machine type {machine} has no GIC: leave it out");
+                return refuse("gic", problem);
+            }
+            if !self.acpi {
+                let machine = self.machine.name();
+                let problem = format!(
+                    "off, but the machine type {machine} has no other description: leave it on"
+                );
+                return refuse("acpi", problem);
+            }
+        }
+        let cpus = self.cpus.max;
+        if self.gic == GicVersion::V2 && cpus > GIC_V2_CPUS {
+            let problem = format!(
+                "{cpus} is more than the {GIC_V2_CPUS} that a GICv2 can interrupt: use fewer, or another GIC"
+            );
             return refuse("cpus.max", problem);
         }
         Ok(())

@@ -28,9 +28,30 @@ pub struct HypervisorError {
 /// Result of a request to the hypervisor.
 pub type Result<T> = std::result::Result<T, HypervisorError>;
 
+/// Architecture of a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// 64-bit x86.
+    X86_64,
+    /// 64-bit Arm.
+    Aarch64,
+}
+
+impl Architecture {
+    /// As Linux calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+}
+
 /// What a host can do.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
+    /// Processors that its guests can have.
+    pub architectures: &'static [Architecture],
     /// The host's processor runs the guest; not so with the fake of tests.
     pub accelerated: bool,
     /// Most vCPUs of one VM.

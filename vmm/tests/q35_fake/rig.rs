@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ecr_vmm::config::{
-    BootConfig, ChardevConfig, CpuConfig, DiskConfig, DiskIo, MachineType, MemoryConfig,
-    ResetAction, VmConfig,
+    BootConfig, ChardevConfig, CpuConfig, DiskConfig, DiskIo, GicVersion, MachineType,
+    MemoryConfig, ResetAction, VmConfig,
 };
 use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
 use ecr_vmm::hypervisor::{Exit, Hypervisor};
@@ -37,6 +37,8 @@ impl Rig {
             name: None,
             uuid: Uuid::nil(),
             machine: MachineType::Q35,
+            gic: GicVersion::Host,
+            acpi: true,
             cpus: CpuConfig { boot: 1, max: 1 },
             memory: MemoryConfig {
                 size: 64 * MIB,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::config::{
-    BootConfig, CpuConfig, DiskIo, MacAddr, MachineType, NvdimmConfig, ResetAction, RngConfig,
-    VsockConfig,
+    BootConfig, CpuConfig, DiskIo, GicVersion, MacAddr, MachineType, NvdimmConfig, ResetAction,
+    RngConfig, VsockConfig,
 };
 
 const GIB: u64 = 1 << 30;
@@ -17,6 +17,8 @@ fn good() -> VmConfig {
         name: Some("vm".into()),
         uuid: uuid::Uuid::nil(),
         machine: MachineType::Q35,
+        gic: GicVersion::Host,
+        acpi: true,
         cpus: CpuConfig { boot: 2, max: 4 },
         memory: MemoryConfig {
             size: GIB,

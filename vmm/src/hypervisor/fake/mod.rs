@@ -22,7 +22,8 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{
-    Capabilities, Gic, GicSupport, Hypervisor, HypervisorError, MemorySlot, Result, Vcpu, Vm,
+    Architecture, Capabilities, Gic, GicSupport, Hypervisor, HypervisorError, MemorySlot, Result,
+    Vcpu, Vm,
 };
 use guest::{CpuState, FakeVcpu};
 pub use guest::{GuestCpu, GuestProgram};
@@ -52,6 +53,7 @@ impl Fake {
     /// A hypervisor with ample limits, whose guests do nothing.
     pub fn new() -> Self {
         let capabilities = Capabilities {
+            architectures: &[Architecture::X86_64, Architecture::Aarch64],
             accelerated: false,
             max_vcpus: 1024,
             max_memory_slots: 512,

@@ -21,7 +21,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::super::{Capabilities, Gic, GicSupport, Result, VcpuFacts, VcpuSetup, X86VcpuSetup};
+use super::super::{
+    Architecture, Capabilities, Gic, GicSupport, Result, VcpuFacts, VcpuSetup, X86VcpuSetup,
+};
 use super::irq::MsiController;
 use super::{error, refused};
 
@@ -48,6 +50,7 @@ pub(super) fn capabilities(kvm: &Kvm) -> Result<Capabilities> {
         .filter(|&bits| bits != 0)
         .unwrap_or(DEFAULT_ADDRESS_BITS);
     Ok(Capabilities {
+        architectures: &[Architecture::X86_64],
         accelerated: true,
         max_vcpus: 0,
         max_memory_slots: 0,

@@ -19,7 +19,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::super::{Capabilities, Result, VcpuFacts, VcpuSetup};
+use super::super::{Architecture, Capabilities, Result, VcpuFacts, VcpuSetup};
 use super::{error, refused};
 pub(super) use gic::InterruptController;
 
@@ -44,6 +44,7 @@ const fn core_register(offset: usize) -> u64 {
 pub(super) fn capabilities(kvm: &Kvm) -> Result<Capabilities> {
     let bits = u8::try_from(kvm.get_host_ipa_limit()).ok().filter(|&bits| bits != 0);
     Ok(Capabilities {
+        architectures: &[Architecture::Aarch64],
         accelerated: true,
         max_vcpus: 0,
         max_memory_slots: 0,
