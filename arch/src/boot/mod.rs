@@ -3,18 +3,12 @@
 
 //! Boot plans: what must lie where in guest memory, and in which state the boot processor starts.
 //!
-//! A plan only names byte ranges of files; the VMM reads them straight into guest memory. [`plan`] tells a
-//! bzImage, which unpacks itself, from an ELF kernel with a PVH note, which runs as it is.
+//! A plan only names byte ranges of files; the VMM reads them straight into guest memory.
 
-mod bzimage;
-pub mod e820;
-mod pvh;
+pub mod arm64;
+pub mod x86;
 
 use std::io;
-
-use crate::layout::Range;
-use crate::x86::regs::BootRegs;
-use e820::E820Entry;
 
 /// Random access to a file's bytes: the kernel's headers are looked at, its body is not.
 pub trait ReadAt {
@@ -29,6 +23,19 @@ pub trait ReadAt {
     /// # Errors
     /// The file cannot be asked.
     fn size(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = at.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(self.get(at..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
 }
 
 /// Which file a [`Source::File`] means.
@@ -81,38 +88,6 @@ impl Load {
     }
 }
 
-/// All that must be in place before the boot processor runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootPlan {
-    /// In any order; they do not overlap.
-    pub loads: Vec<Load>,
-    /// State of the boot processor.
-    pub regs: BootRegs,
-}
-
-/// What is to be booted, and the memory it finds.
-#[derive(Clone, Copy)]
-pub struct BootRequest<'a> {
-    /// The kernel.
-    pub kernel: &'a dyn ReadAt,
-    /// Size of the initial RAM disk in bytes, if there is one.
-    pub initrd_size: Option<u64>,
-    /// Kernel command line, without its terminating zero.
-    pub cmdline: &'a str,
-    /// RAM from address 0 on.
-    pub low_ram: Range,
-    /// The memory map to hand over.
-    pub memory_map: &'a [E820Entry],
-    /// Guest-physical address of the ACPI root pointer.
-    pub rsdp: u64,
-}
-
-impl std::fmt::Debug for BootRequest<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BootRequest").field("cmdline", &self.cmdline).finish_non_exhaustive()
-    }
-}
-
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -157,6 +132,42 @@ pub enum BootError {
         /// The end of where it may be.
         ceiling: u64,
     },
+    /// The kernel is compressed, and damaged.
+    #[error("unpack the {method}-compressed kernel: {source}")]
+    Unpack {
+        /// How it is compressed.
+        method: &'static str,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// The kernel is compressed, and does not fit into memory.
+    #[error(
+        "the {method}-compressed kernel has more than {limit} bytes when unpacked, and the guest has no more memory: give \
+         it more"
+    )]
+    UnpackedTooLarge {
+        /// How it is compressed.
+        method: &'static str,
+        /// The guest's memory in bytes.
+        limit: u64,
+    },
+    /// The host's processors cannot run the kernel.
+    #[error(
+        "the kernel uses pages of {kib} KiB, which this host's processors do not have: use a kernel built for another page \
+         size"
+    )]
+    PageSize {
+        /// Size of a page in KiB.
+        kib: u32,
+    },
+    /// A table for the guest is larger than the room for it.
+    #[error("{what}: {problem}")]
+    Table {
+        /// Which.
+        what: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// The kernel takes no command line of this length.
     #[error("the kernel command line has {length} bytes, but this kernel takes at most {limit}")]
     CmdlineTooLong {
@@ -167,61 +178,39 @@ pub enum BootError {
     },
 }
 
-/// Where the small things lie that the VMM hands to the kernel, all in the first 640 KiB.
-mod place {
-    pub(super) const GDT: u64 = 0x500;
-    pub(super) const START_INFO: u64 = 0x6000;
-    pub(super) const ZERO_PAGE: u64 = 0x7000;
-    pub(super) const PAGE_TABLES: u64 = 0x9000;
-    pub(super) const CMDLINE: u64 = 0x2_0000;
-    /// Kernels begin here at the earliest.
-    pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
+/// Magic number of an aarch64 `Image`, in its first 64 bytes.
+const ARM64_MAGIC: std::ops::Range<usize> = 56..60;
+
+fn is_arm64(head: &[u8; 64]) -> bool {
+    &head[ARM64_MAGIC] == b"ARMd"
 }
 
-/// x86 Linux's `COMMAND_LINE_SIZE`, without the terminating zero.
-const CMDLINE_MAX: usize = 2047;
-const PAGE: u64 = 4096;
-
-/// Plan how to boot `request.kernel`.
-///
-/// # Errors
-/// It is no kernel, is damaged, or does not fit.
-pub fn plan(request: &BootRequest<'_>) -> Result<BootPlan, BootError> {
-    let size =
-        request.kernel.size().map_err(|source| BootError::Read { what: "the size", source })?;
-    if size == 0 {
-        return Err(BootError::NotAKernel("the file is empty".into()));
-    }
-    let mut head = [0; 64];
-    let known = usize::try_from(size).map_or(head.len(), |size| size.min(head.len()));
-    read(request.kernel, "the first bytes", 0, &mut head[..known])?;
-    if head.starts_with(b"\x7fELF") {
-        pvh::plan(request)
-    } else if head.starts_with(b"MZ") || has_setup_header(request.kernel, size)? {
-        bzimage::plan(request, size)
-    } else {
-        Err(BootError::NotAKernel(guess(&head).into()))
-    }
+/// What somebody probably gave instead of a kernel; `wanted` says what it is not.
+fn guess(head: &[u8; 64], wanted: &str) -> String {
+    let what = match head {
+        [0x1f, 0x8b, ..] => "gzip-compressed: unpack it first",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd-compressed: unpack it first",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "xz-compressed: unpack it first",
+        [0x04, 0x22, 0x4d, 0x18, ..] | [0x02, 0x21, 0x4c, 0x18, ..] => {
+            "lz4-compressed: unpack it first"
+        }
+        [b'B', b'Z', b'h', ..] => "bzip2-compressed: unpack it first",
+        [0x5d, 0, 0, ..] => "lzma-compressed: unpack it first",
+        [0x89, b'L', b'Z', b'O', ..] => "lzo-compressed: unpack it first",
+        [b'0', b'7', b'0', b'7', b'0', ..] => "a cpio archive; did you mean --initrd?",
+        _ if is_arm64(head) => "an aarch64 Image",
+        [b'M', b'Z', ..] => "an x86_64 bzImage, or another EFI program",
+        [0x7f, b'E', b'L', b'F', ..] => "an ELF file",
+        _ => wanted,
+    };
+    format!("it is {what}")
 }
 
-fn has_setup_header(kernel: &dyn ReadAt, size: u64) -> Result<bool, BootError> {
-    let mut magic = [0; 4];
-    if size < bzimage::MAGIC_OFFSET + 4 {
-        return Ok(false);
-    }
-    read(kernel, "the setup header", bzimage::MAGIC_OFFSET, &mut magic)?;
-    Ok(&magic == bzimage::MAGIC)
-}
-
-/// What somebody probably gave instead of a kernel.
-fn guess(head: &[u8; 64]) -> &'static str {
-    match head {
-        [0x1f, 0x8b, ..] => "it is gzip-compressed: unpack it first",
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => "it is zstd-compressed: unpack it first",
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => "it is xz-compressed: unpack it first",
-        [b'0', b'7', b'0', b'7', b'0', ..] => "it is a cpio archive; did you mean --initrd?",
-        _ if &head[56..60] == b"ARMd" => "it is an aarch64 Image",
-        _ => "it is neither a bzImage nor an ELF file",
+/// Size of the kernel file, which is not empty.
+fn file_size(kernel: &dyn ReadAt) -> Result<u64, BootError> {
+    match kernel.size().map_err(|source| BootError::Read { what: "the size", source })? {
+        0 => Err(BootError::NotAKernel("the file is empty".into())),
+        size => Ok(size),
     }
 }
 
@@ -237,36 +226,6 @@ fn read(
         }
         _ => BootError::Read { what, source },
     })
-}
-
-/// The command line with its terminating zero.
-fn cmdline(request: &BootRequest<'_>, limit: usize) -> Result<Load, BootError> {
-    let length = request.cmdline.len();
-    if length > limit {
-        return Err(BootError::CmdlineTooLong { length, limit });
-    }
-    let mut bytes = request.cmdline.as_bytes().to_vec();
-    bytes.push(0);
-    Ok(Load::bytes("the command line", place::CMDLINE, bytes))
-}
-
-/// Place the initial RAM disk as high as `ceiling` allows, above the kernel's end at `floor`.
-fn initrd(
-    request: &BootRequest<'_>,
-    floor: u64,
-    ceiling: u64,
-) -> Result<Option<(Load, u64)>, BootError> {
-    let Some(size) = request.initrd_size else { return Ok(None) };
-    if size == 0 {
-        return Err(BootError::EmptyInitrd);
-    }
-    let ceiling = ceiling.min(request.low_ram.end());
-    match ceiling.checked_sub(size).map(|base| base & !(PAGE - 1)) {
-        Some(base) if base >= floor => {
-            Ok(Some((Load::file(BootFile::Initrd, base, 0, size), size)))
-        }
-        _ => Err(BootError::InitrdTooLarge { size, floor, ceiling }),
-    }
 }
 
 /// Fields of little-endian structures at fixed offsets.
@@ -285,6 +244,3 @@ fn le64(bytes: &[u8], at: usize) -> u64 {
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,7 +10,8 @@ use ecr_arch::acpi::{
     self, Description, LegacyDevice, Nvdimm, PciHost as AcpiPciHost, PciHotplug as AcpiPciHotplug,
     PowerManagement as AcpiPowerManagement,
 };
-use ecr_arch::boot::{self, BootError, Load, Source, e820};
+use ecr_arch::boot::x86::{self as boot, e820};
+use ecr_arch::boot::{BootError, Load, Source};
 use ecr_arch::layout::Range;
 use ecr_arch::layout::q35::{self as map, Q35Map, port};
 use ecr_arch::x86::cpuid::{self, Topology};

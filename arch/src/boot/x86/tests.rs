@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
+use std::io;
+
 use super::*;
+use crate::boot::{Source, le32, le64, put};
 use crate::layout::MIB;
 use e820::E820Kind;
 use proptest::prelude::*;

@@ -4,9 +4,9 @@
 //! bzImage through its 64-bit entry: Linux `Documentation/arch/x86/boot.rst`, "64-bit BOOT PROTOCOL".
 
 use super::{
-    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, cmdline, initrd, le16, le32,
-    le64, place, put, read,
+    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, cmdline, initrd, place, read,
 };
+use crate::boot::{le16, le32, le64, put};
 use crate::x86::regs::{self, BootRegs};
 
 /// Magic number of the setup header, and where it stands in file and zero page alike.

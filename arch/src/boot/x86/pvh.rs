@@ -5,9 +5,10 @@
 //! ELF-64 Object File Format.
 
 use super::{
-    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, PAGE, Source, cmdline, initrd,
-    le16, le32, le64, place, read,
+    BootError, BootFile, BootPlan, BootRequest, CMDLINE_MAX, Load, PAGE, cmdline, initrd, place,
+    read,
 };
+use crate::boot::{Source, le16, le32, le64};
 use crate::x86::regs::{self, BootRegs};
 
 /// Offsets in the file header, its identification and its values.
