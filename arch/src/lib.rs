@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! The machine as data: address maps, ACPI tables, boot plans, CPU register and CPUID values.
+//! The machine as data: address maps, ACPI tables, device trees, boot plans, CPU register and CPUID values.
 //!
 //! Nothing here calls the operating system or touches guest memory: functions take a description and
 //! return bytes or numbers, so all of it is tested on any machine.
@@ -11,5 +11,8 @@
 pub mod acpi;
 pub mod arm64;
 pub mod boot;
+pub mod fdt;
+#[cfg(test)]
+mod golden;
 pub mod layout;
 pub mod x86;

@@ -13,7 +13,7 @@
 //! 64-bit PCI window, aligned to its size
 //! ```
 
-use super::cursor::{Cursor, DoesNotFit, SECTION, module_room};
+use super::cursor::{Cursor, DoesNotFit, module_room};
 use super::{GIB, MIB, Range};
 
 /// RAM below 4 GiB ends here at the latest.
@@ -117,6 +117,7 @@ pub mod port {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::cursor::SECTION;
     use proptest::prelude::*;
 
     fn request(ram: u64) -> Request {
