@@ -54,6 +54,7 @@ pub struct Msix {
 struct Shared {
     // Wiring.
     sink: Arc<dyn MsiSink>,
+    requester: u16,
     // State.
     control: AtomicU16,
     vectors: Box<[Mutex<Vector>]>,
@@ -101,11 +102,10 @@ impl fmt::Debug for Msix {
 }
 
 impl Msix {
-    /// `count` vectors, at most [`MAX_VECTORS`], into `sink`. The sink knows who the function is:
-    /// [`MsiMessage::requester`] is left zero here.
-    pub fn new(count: u16, sink: Arc<dyn MsiSink>) -> Self {
+    /// `count` vectors, at most [`MAX_VECTORS`], into `sink`, with messages from `requester`.
+    pub fn new(count: u16, sink: Arc<dyn MsiSink>, requester: u16) -> Self {
         let vectors = (0..count.clamp(1, MAX_VECTORS)).map(|_| Mutex::default()).collect();
-        Self { shared: Arc::new(Shared { sink, control: AtomicU16::new(0), vectors }) }
+        Self { shared: Arc::new(Shared { sink, requester, control: AtomicU16::new(0), vectors }) }
     }
 
     fn count(&self) -> u64 {
@@ -254,7 +254,11 @@ impl Shared {
     /// The message that a trigger of `vector` sends now.
     fn message(&self, vector: &Vector) -> Option<MsiMessage> {
         (self.mode() == Mode::Enabled && vector.entry.control & VECTOR_MASKED == 0).then_some(
-            MsiMessage { address: vector.entry.address, data: vector.entry.data, requester: 0 },
+            MsiMessage {
+                address: vector.entry.address,
+                data: vector.entry.data,
+                requester: self.requester,
+            },
         )
     }
 
@@ -370,14 +374,14 @@ impl MsixVector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pci::testing::FakeMsi;
+    use crate::pci::testing::{FakeMsi, REQUESTER};
     use proptest::prelude::*;
 
     const COUNT: u16 = 3;
 
     fn msix() -> (Arc<FakeMsi>, Msix) {
         let sink = Arc::new(FakeMsi::default());
-        let msix = Msix::new(COUNT, Arc::clone(&sink) as Arc<dyn MsiSink>);
+        let msix = Msix::new(COUNT, Arc::clone(&sink) as Arc<dyn MsiSink>, REQUESTER);
         (sink, msix)
     }
 
@@ -410,7 +414,7 @@ mod tests {
         let capability = msix.capability(1);
         assert_eq!(capability.body, [2, 0, 1, 0, 0, 0, 1, 8, 0, 0]);
         assert_eq!(msix.bar_size(), 0x1000);
-        let large = Msix::new(MAX_VECTORS, Arc::new(FakeMsi::default()));
+        let large = Msix::new(MAX_VECTORS, Arc::new(FakeMsi::default()), REQUESTER);
         assert_eq!((large.pba_offset(), large.bar_size()), (0x8000, 0x1_0000));
     }
 

@@ -59,6 +59,16 @@ impl Place {
         Self { bridge: Some(bridge), at }
     }
 
+    /// The requester id with which interrupt controllers see its messages (PCI Express Base 6.0, section 2.2.6.2). A
+    /// conventional bridge puts its own in place of those behind it (PCI Express to PCI/PCI-X Bridge Specification 1.0,
+    /// section 2.3), so that is always one of the root bus, number 0.
+    pub const fn requester(self) -> u16 {
+        match self.bridge {
+            Some(bridge) => bridge.bits() as u16,
+            None => self.at.bits() as u16,
+        }
+    }
+
     /// Which of the root bus's four interrupts `pin` leads to, 0 for INTA.
     pub const fn interrupt(self, pin: Pin) -> u8 {
         let on_its_bus = swizzle(self.at.device(), pin);
@@ -96,5 +106,12 @@ mod tests {
         assert_eq!(behind.interrupt(Pin::A), 3);
         assert_eq!(behind.interrupt(Pin::B), 0);
         assert_eq!(format!("{behind:?}"), "02.0/01.0");
+    }
+
+    #[test]
+    fn a_bridge_speaks_for_those_behind_it() {
+        let bridge = DevFn::new(2, 0);
+        assert_eq!(Place::from(DevFn::new(3, 1)).requester(), 0x19);
+        assert_eq!(Place::behind(bridge, DevFn::new(3, 0)).requester(), 0x10);
     }
 }

@@ -11,6 +11,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::irq::{DoorbellSink, IrqSink, MsiMessage, MsiRoute, MsiSink};
 
+/// Who sends all messages of a test.
+pub(crate) const REQUESTER: u16 = 0x18;
+
 /// Remembers what was sent, what routes carry, and how often they were committed.
 #[derive(Default)]
 pub(crate) struct FakeMsi {
@@ -28,6 +31,7 @@ impl FakeMsi {
 
 impl MsiSink for FakeMsi {
     fn signal(&self, message: MsiMessage) -> io::Result<()> {
+        assert_eq!(message.requester, REQUESTER);
         self.sent.lock().push(message.data);
         Ok(())
     }
@@ -60,6 +64,7 @@ impl MsiRoute for FakeRoute {
     }
 
     fn set(&self, message: Option<MsiMessage>) -> io::Result<()> {
+        assert!(message.is_none_or(|message| message.requester == REQUESTER));
         self.routes.lock()[self.index] = message;
         Ok(())
     }

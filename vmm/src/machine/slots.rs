@@ -117,6 +117,7 @@ impl Slots {
         let wiring = Wiring {
             memory: self.memory.clone(),
             msi: Arc::clone(&self.msi),
+            requester: place.requester(),
             doorbells: Arc::clone(&self.doorbells),
             intx: self.lines[usize::from(place.interrupt(Pin::A))].driver(),
         };

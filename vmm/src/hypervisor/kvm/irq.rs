@@ -13,11 +13,13 @@ use std::sync::Arc;
 use ecr_devices::irq::{DoorbellSink, IrqSink, MsiMessage, MsiRoute, MsiSink};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
-    kvm_irq_routing_msi, kvm_msi,
+    kvm_irq_routing_msi, kvm_irq_routing_msi__bindgen_ty_1, kvm_msi,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::arch::MSI_FLAGS;
 
 /// The first GSI behind the pins of the I/O APIC.
 const FIRST_MSI_GSI: u32 = 24;
@@ -88,6 +90,8 @@ impl MsiSink for MsiController {
             address_lo: low(message.address),
             address_hi: high(message.address),
             data: message.data,
+            flags: MSI_FLAGS,
+            devid: message.requester.into(),
             ..kvm_msi::default()
         };
         self.vm.signal_msi(msi).map(drop).map_err(os_error)
@@ -152,12 +156,15 @@ fn msi_entry(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
     kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
+        flags: MSI_FLAGS,
         u: kvm_irq_routing_entry__bindgen_ty_1 {
             msi: kvm_irq_routing_msi {
                 address_lo: low(message.address),
                 address_hi: high(message.address),
                 data: message.data,
-                ..Default::default()
+                __bindgen_anon_1: kvm_irq_routing_msi__bindgen_ty_1 {
+                    devid: message.requester.into(),
+                },
             },
         },
         ..Default::default()

@@ -38,6 +38,8 @@ pub struct Wiring {
     pub memory: GuestMemoryHandle,
     /// Messages.
     pub msi: Arc<dyn MsiSink>,
+    /// Who sends them: the function's requester id.
+    pub requester: u16,
     /// The line that pin INTA leads to.
     pub intx: IrqLine,
     /// Notifications.
@@ -75,7 +77,7 @@ impl VirtioPci {
     pub fn new(device: Box<dyn VirtioDevice>, wiring: Wiring) -> Self {
         let queues = device.queue_max_sizes().len();
         assert!((1..=layout::MAX_QUEUES).contains(&queues), "{queues} queues");
-        let msix = Msix::new(queues as u16 + 1, wiring.msi);
+        let msix = Msix::new(queues as u16 + 1, wiring.msi, wiring.requester);
         let mut config = ConfigSpace::new(&identity(device.device_type()));
         config.set_interrupt_pin(Pin::A as u8);
         config.add_bar(layout::MSIX_BAR, BarKind::Memory32, msix.bar_size());

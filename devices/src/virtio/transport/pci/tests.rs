@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::memory::GuestMemory;
-use crate::pci::testing::{FakeDoorbells, FakeLine, FakeMsi};
+use crate::pci::testing::{FakeDoorbells, FakeLine, FakeMsi, REQUESTER};
 use crate::virtio::transport::session::feature;
 use crate::virtio::{ActivateError, Activation, ActiveQueue};
 
@@ -90,6 +90,7 @@ impl Driver {
         let wiring = Wiring {
             memory: GuestMemoryHandle::new(memory),
             msi: Arc::clone(&msi) as Arc<dyn MsiSink>,
+            requester: REQUESTER,
             intx: IrqLine::new(Arc::clone(&line) as Arc<dyn crate::irq::IrqSink>),
             doorbells: Arc::clone(&doorbells) as Arc<dyn DoorbellSink>,
         };

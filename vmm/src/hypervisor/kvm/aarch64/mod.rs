@@ -14,8 +14,9 @@ use ecr_arch::arm64::id::{AFFINITY_MASK, affinity};
 use ecr_arch::arm64::regs::{BootRegs, PSTATE};
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
-    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE, KVM_REG_ARM_CORE,
-    KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64, kvm_regs, kvm_vcpu_init, user_pt_regs,
+    KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE,
+    KVM_MSI_VALID_DEVID, KVM_REG_ARM_CORE, KVM_REG_ARM64, KVM_REG_ARM64_SYSREG, KVM_REG_SIZE_U64,
+    kvm_regs, kvm_vcpu_init, user_pt_regs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
@@ -25,6 +26,8 @@ pub(super) use gic::InterruptController;
 
 /// Bits of an address where the host cannot be asked for others.
 const DEFAULT_ADDRESS_BITS: u8 = 40;
+/// An ITS translates messages by who sends them.
+pub(super) const MSI_FLAGS: u32 = KVM_MSI_VALID_DEVID;
 /// Interrupts of each processor itself; shared ones follow.
 const PRIVATE_INTERRUPTS: u32 = 32;
 
