@@ -15,5 +15,6 @@ pub mod io_thread;
 pub mod irq;
 pub mod memory;
 pub mod pci;
+pub mod primecell;
 pub mod vhost;
 pub mod virtio;
