@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod bus;
 pub mod chipset;
+pub mod gicv2m;
 pub mod hotplug;
 pub mod io_thread;
 pub mod irq;

@@ -10,18 +10,18 @@ mod board;
 mod console;
 mod fs;
 mod hotplug;
+mod map;
 mod net;
 mod plug;
 mod q35;
 mod query;
 mod slots;
 mod spaces;
+mod virt;
 
 use std::sync::Arc;
 
 use ecr_arch::boot::ReadAt;
-use ecr_arch::layout::Range;
-use ecr_arch::layout::q35::{Q35Map, Request};
 use ecr_devices::chipset::GuestRequestSink;
 use ecr_devices::io_thread::IoThread;
 
@@ -35,7 +35,7 @@ use crate::vcpu::VcpuThread;
 use crate::vm::StartError;
 use board::{Board, BootRequest};
 use console::Consoles;
-use q35::Q35;
+use map::{Map, Parts};
 
 /// A machine. Fields are dropped in this order.
 #[derive(Debug)]
@@ -76,25 +76,29 @@ impl Machine {
         }
         let boot = open_boot_images(&config)?;
         let images = open_nvdimms(&config)?;
-        let map = layout(&config, &images, &*hypervisor)?;
-
-        let bits = hypervisor.capabilities().physical_address_bits;
-        let vm = hypervisor.create_vm(bits)?;
+        let host = hypervisor.capabilities();
+        let sizes = images.iter().map(|(_, size)| *size).collect();
+        let map = Map::new(&config, sizes, host)?;
+        let vm = hypervisor.create_vm(map.address_bits(host))?;
         let mut memory = MemoryManager::new(Arc::clone(&vm));
-        let ram: Vec<Range> = map.ram().collect();
-        memory.add_ram(&ram, &RamBacking::from(&config.memory)).map_err(failed)?;
-        for (range, (image, _)) in map.nvdimms.iter().zip(&images) {
+        memory.add_ram(&map.ram(), &RamBacking::from(&config.memory)).map_err(failed)?;
+        for (range, (image, _)) in map.nvdimms().iter().zip(&images) {
             memory.add_image(*range, image).map_err(failed)?;
         }
 
         log::debug!("guest memory is mapped");
         let io_threads = spawn_io_threads(&config, mailbox)?;
         let consoles = Consoles::open(&config, &io_threads[0].handle())?;
-        let requests = Arc::clone(mailbox) as Arc<dyn GuestRequestSink>;
-        let board = Q35::new(&config, map, &*vm, &memory.handle(), &requests, consoles.serial())?;
+        let board = map.board(Parts {
+            config: &config,
+            vm: &*vm,
+            memory: memory.handle(),
+            requests: Arc::clone(mailbox) as Arc<dyn GuestRequestSink>,
+            serial: consoles.serial(),
+        })?;
         let mut machine = Self {
             vcpus: Vec::new(),
-            board: Box::new(board),
+            board,
             consoles,
             io_threads,
             boot,
@@ -240,21 +244,6 @@ fn open_boot_images(config: &VmConfig) -> Result<BootImages, StartError> {
 
 fn open_nvdimms(config: &VmConfig) -> Result<Vec<(Backing, u64)>, StartError> {
     config.nvdimm.iter().map(|nvdimm| Backing::image(&nvdimm.path).map_err(failed)).collect()
-}
-
-fn layout(
-    config: &VmConfig,
-    images: &[(Backing, u64)],
-    hypervisor: &dyn Hypervisor,
-) -> Result<Q35Map, StartError> {
-    Q35Map::new(&Request {
-        ram: config.memory.size,
-        max_ram: config.memory.max.unwrap_or(config.memory.size),
-        slots: config.memory.slots,
-        nvdimms: images.iter().map(|(_, size)| *size).collect(),
-        address_bits: hypervisor.capabilities().physical_address_bits,
-    })
-    .map_err(failed)
 }
 
 /// The first thread serves consoles and everything light; disks spread over all.

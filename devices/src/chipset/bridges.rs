@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! The two functions by which software recognises a q35: the MCH host bridge (Intel 316966) and the ICH9
-//! LPC bridge (Intel 316972, chapter 13). Their registers read as firmware would have left them; what they
+//! The functions by which software recognises a chipset: of a q35 the MCH host bridge (Intel 316966) and the ICH9
+//! LPC bridge (Intel 316972, chapter 13), of others QEMU's generic host bridge. Their registers read as firmware would have left them; what they
 //! decode is fixed by the board, so a guest cannot move it.
 
 use crate::bus::Access;
@@ -10,10 +10,12 @@ use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::{Bar, PciFunction};
 
 const VENDOR_INTEL: u16 = 0x8086;
+const VENDOR_REDHAT: u16 = 0x1B36;
 /// QEMU's subsystem ids, by which drivers tell an emulated chipset.
 const SUBSYSTEM_VENDOR: u16 = 0x1AF4;
 const SUBSYSTEM: u16 = 0x1100;
 
+const GENERIC_HOST_BRIDGE_DEVICE: u16 = 0x0008;
 const MCH_DEVICE: u16 = 0x29C0;
 const CLASS_HOST_BRIDGE: u32 = 0x06_0000;
 /// MCH: base of ECAM in bits 35:26, its size in 2:1, enable in 0.
@@ -38,7 +40,16 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// The host bridge, which tells where ECAM is. Its size is 256, 128 or 64 MiB.
+    /// The host bridge of a chipset that no other system knows.
+    pub fn generic() -> Self {
+        let identity = Identity {
+            vendor: VENDOR_REDHAT,
+            ..identity(GENERIC_HOST_BRIDGE_DEVICE, 0, CLASS_HOST_BRIDGE)
+        };
+        Self { config: ConfigSpace::new(&identity) }
+    }
+
+    /// The host bridge of a q35, which tells where ECAM is. Its size is 256, 128 or 64 MiB.
     pub fn mch(ecam_base: u64, ecam_size: u64) -> Self {
         let mut config = ConfigSpace::new(&identity(MCH_DEVICE, 0, CLASS_HOST_BRIDGE));
         let length = match ecam_size >> 20 {

@@ -14,6 +14,7 @@ pub mod host;
 pub mod intx;
 pub mod msix;
 pub mod place;
+pub mod port_window;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -21,13 +21,13 @@ use ecr_devices::chipset::{
     Bridge, Cmos, GuestRequestSink, I8042, PowerManagement, Pvpanic, ResetControl, Uart16550,
 };
 use ecr_devices::hotplug::PciHotplug;
-use ecr_devices::memory::GuestMemoryHandle;
 use ecr_devices::pci::assign::{NoRoom, Window, Windows};
 use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciHost};
 use parking_lot::Mutex;
 
 use super::board::{Board, Boot, BootRequest};
 use super::hotplug::{self, Hotplug};
+use super::map::Parts;
 use super::slots::Slots;
 use super::spaces::AddressSpaces;
 use crate::config::VmConfig;
@@ -85,24 +85,20 @@ impl Drop for Q35 {
 impl Q35 {
     /// The chipset, with nothing plugged in.
     pub(super) fn new(
-        config: &VmConfig,
         map: Q35Map,
-        vm: &dyn Vm,
-        memory: &GuestMemoryHandle,
-        requests: &Arc<dyn GuestRequestSink>,
-        serial: Option<CharPort>,
+        Parts { config, vm, memory, requests, serial }: Parts<'_>,
     ) -> Result<Self, StartError> {
         let spaces = Arc::new(AddressSpaces::default());
         let pci = Arc::new(PciHost::new(Arc::clone(&spaces.memory), Arc::clone(&spaces.ports)));
         let sci = vm.irq_line(SCI.into());
-        let pm = Arc::new(Mutex::new(PowerManagement::new(sci, Arc::clone(requests))));
-        let slots = Slots::new(Arc::clone(&pci), vm, PCI_GSIS, memory);
+        let pm = Arc::new(Mutex::new(PowerManagement::new(sci, Arc::clone(&requests))));
+        let slots = Slots::new(Arc::clone(&pci), vm, PCI_GSIS, &memory);
         let mut board = Self { map, spaces, pci, slots, pm, legacy: Vec::new() };
         board.attach_chipset().map_err(super::failed)?;
         let pm = Arc::clone(&board.pm);
         let announce = Box::new(move || pm.lock().raise_event(HOTPLUG_EVENT));
-        board.slots.attach_bridges(config.bridges, requests, announce).map_err(super::failed)?;
-        let rows = board.rows(config, vm, requests, serial);
+        board.slots.attach_bridges(config.bridges, &requests, announce).map_err(super::failed)?;
+        let rows = board.rows(config, vm, &requests, serial);
         board.attach_rows(rows).map_err(super::failed)?;
         Ok(board)
     }
