@@ -11,6 +11,7 @@
 pub mod acpi;
 pub mod arm64;
 pub mod boot;
+pub mod efi;
 pub mod fdt;
 #[cfg(test)]
 mod golden;

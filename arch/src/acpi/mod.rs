@@ -3,45 +3,21 @@
 
 //! ACPI tables, from a description of the machine. ACPI Specification 6.5.
 //!
-//! Hardware is fixed, as on a real q35: PM1 and GPE0 blocks, SCI, power button. What the board can put
-//! somewhere else is an argument; nothing here knows an address of its own.
+//! What the board can put somewhere else is an argument; nothing here knows an address of its own.
 
-mod dsdt;
-mod fixed;
-mod madt;
+mod aml;
 mod nfit;
+mod pci;
 mod pcihp;
-mod srat;
+pub mod q35;
+#[cfg(test)]
+mod testing;
+pub mod virt;
 
 use acpi_tables::sdt::Sdt;
-use acpi_tables::{Aml, AmlSink, facs::FACS, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
+use acpi_tables::{Aml, AmlSink, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
 
 use crate::layout::Range;
-
-/// A machine as ACPI sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
-    /// Processors that are there.
-    pub cpus: u32,
-    /// Processors that there can be.
-    pub max_cpus: u32,
-    /// RAM at boot.
-    pub ram: Vec<Range>,
-    /// Where memory can be added; empty if it cannot.
-    pub module_window: Range,
-    /// Persistent memory.
-    pub nvdimms: Vec<Nvdimm>,
-    /// Local APICs.
-    pub local_apic: u64,
-    /// I/O APIC.
-    pub io_apic: u64,
-    /// The PCI host bridge.
-    pub pci: PciHost,
-    /// Power management.
-    pub pm: PowerManagement,
-    /// Devices on I/O ports.
-    pub legacy: Vec<LegacyDevice>,
-}
 
 /// A range of persistent memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,8 +37,10 @@ pub struct PciHost {
     pub memory: Vec<Range>,
     /// I/O ports for base address registers.
     pub io: Range,
-    /// Configuration address and data ports.
-    pub config_ports: Range,
+    /// Where port 0 lies in memory, for processors that have no others.
+    pub io_in_memory: Option<u64>,
+    /// Configuration address and data ports, if there are any.
+    pub config_ports: Option<Range>,
     /// Interrupt pins that are wired.
     pub interrupts: Vec<PciInterrupt>,
     /// How devices are added to a running machine; `None` if they cannot be.
@@ -73,13 +51,20 @@ pub struct PciHost {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PciHotplug {
     /// The register block.
-    pub ports: Range,
-    /// The general-purpose event that is raised.
-    pub event: u8,
+    pub registers: Registers,
     /// Device number on the root bus of each bridge, in the order in which the block selects them.
     pub bridges: Vec<u8>,
     /// Slots of each bridge that devices can have.
     pub slots: std::ops::RangeInclusive<u8>,
+}
+
+/// Where registers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registers {
+    /// On I/O ports.
+    Ports(Range),
+    /// In memory.
+    Memory(Range),
 }
 
 /// An interrupt pin of a device on the root bus.
@@ -91,32 +76,6 @@ pub struct PciInterrupt {
     pub pin: u8,
     /// Input of the interrupt controller.
     pub gsi: u32,
-}
-
-/// ICH9 power management.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PowerManagement {
-    /// First port of the block: PM1 event, PM1 control at 4, timer at 8, GPE0 at 0x20.
-    pub base: u16,
-    /// System control interrupt.
-    pub sci: u8,
-    /// Reset control register.
-    pub reset_port: u16,
-    /// What to write there.
-    pub reset_value: u8,
-}
-
-/// A device on I/O ports, as a table row of the board.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LegacyDevice {
-    /// Four characters.
-    pub name: &'static str,
-    /// Hardware id: an EISA id (`PNP0501`) or an ACPI id (`QEMU0001`).
-    pub hid: &'static str,
-    /// First port and how many.
-    pub ports: Range,
-    /// Interrupt, edge-triggered.
-    pub irq: Option<u32>,
 }
 
 /// Tables as they lie in guest memory.
@@ -131,37 +90,28 @@ pub struct AcpiTables {
 }
 
 const OEM_ID: [u8; 6] = *b"ECR   ";
-const OEM_TABLE_ID: [u8; 8] = *b"ECRQ35  ";
+const OEM_TABLE_ID: [u8; 8] = *b"ECRVM   ";
 const OEM_REVISION: u32 = 1;
 /// FACS needs the largest alignment of all.
 const ALIGNMENT: usize = 64;
 const ROOT_POINTER_SIZE: usize = 64;
 
-/// Build all tables to lie at `base`.
-pub fn build(machine: &Description, base: u64) -> AcpiTables {
-    let mut tables = AcpiTables { base, bytes: vec![0; ROOT_POINTER_SIZE], tables: Vec::new() };
-    let facs = tables.add(&FACS::new());
-    let dsdt = tables.add(&dsdt::dsdt(machine));
-    let mut entries = vec![
-        tables.add(&fixed::fadt(&machine.pm, facs, dsdt)),
-        tables.add(&madt::madt(machine)),
-        tables.add(&mcfg(&machine.pci)),
-        tables.add(&srat::srat(machine)),
-    ];
-    if !machine.nvdimms.is_empty() {
-        entries.push(tables.add(&nfit::nfit(&machine.nvdimms)));
-    }
-    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for entry in entries {
-        xsdt.add_entry(entry);
-    }
-    let xsdt = tables.add(&xsdt);
-    let root = to_bytes(&Rsdp::new(OEM_ID, xsdt));
-    tables.bytes[..root.len()].copy_from_slice(&root);
-    tables
-}
-
 impl AcpiTables {
+    /// With room for the root pointer.
+    fn new(base: u64) -> Self {
+        Self { base, bytes: vec![0; ROOT_POINTER_SIZE], tables: Vec::new() }
+    }
+
+    /// Let the root pointer lead to the tables at these addresses.
+    fn finish(mut self, entries: &[u64]) -> Self {
+        let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+        entries.iter().for_each(|&entry| xsdt.add_entry(entry));
+        let xsdt = self.add(&xsdt);
+        let root = to_bytes(&Rsdp::new(OEM_ID, xsdt));
+        self.bytes[..root.len()].copy_from_slice(&root);
+        self
+    }
+
     /// Append a table; returns its address.
     fn add(&mut self, table: &dyn Aml) -> u64 {
         let start = self.bytes.len().next_multiple_of(ALIGNMENT);
@@ -209,6 +159,3 @@ trait Fields: AmlSink {
 }
 
 impl Fields for Vec<u8> {}
-
-#[cfg(test)]
-mod tests;

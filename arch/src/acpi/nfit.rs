@@ -6,6 +6,7 @@
 
 use acpi_tables::sdt::Sdt;
 
+use super::aml::{Encoded, device, hardware_id, name};
 use super::{Fields, Nvdimm, table};
 
 const REVISION: u8 = 1;
@@ -52,4 +53,14 @@ pub(super) fn nfit(nvdimms: &[Nvdimm]) -> Sdt {
         body.fields16(&[FORMAT_BYTE_ADDRESSABLE, 0]);
     }
     table(b"NFIT", REVISION, &body)
+}
+
+/// Section 9.19: the root device, and one child for each module, found by its NFIT handle.
+pub(super) fn root_device(nvdimms: &[Nvdimm]) -> Encoded {
+    let mut children = vec![hardware_id("ACPI0012")];
+    children.extend(
+        (0..nvdimms.len())
+            .map(|index| device(&format!("NV{index:02X}"), &[name("_ADR", &handle(index))])),
+    );
+    device("NVDR", &children)
 }

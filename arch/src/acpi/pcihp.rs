@@ -9,12 +9,12 @@
 
 use acpi_tables::aml::{
     Acquire, And, Arg, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If,
-    Method, MethodCall, Mutex, Notify, OpRegion, OpRegionSpace, Path, Release, Scope, ShiftLeft,
-    Store, ZERO,
+    Method, MethodCall, Mutex, Notify, OpRegion, OpRegionSpace, Path, Release, ShiftLeft, Store,
+    ZERO,
 };
 
-use super::PciHotplug;
-use super::dsdt::{Encoded, device, encoded, low16, name, references};
+use super::aml::{Encoded, device, encoded, low16, low32, name, references};
+use super::{PciHotplug, Registers};
 
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
@@ -69,23 +69,29 @@ pub(super) fn host_bridge(hotplug: &PciHotplug) -> Vec<Encoded> {
     all
 }
 
-/// The event's method, in the root of the name space.
-pub(super) fn event(hotplug: &PciHotplug) -> Encoded {
-    let handler = format!("_E{:02X}", hotplug.event);
-    let body = [call(&format!("{HOST_BRIDGE}.{LOOK}"), Vec::new())];
-    let handler = method(&handler, 0, &body);
-    encoded(&Scope::new("\\_GPE".into(), vec![&handler]))
+/// What an event's method has to call.
+pub(super) fn look_at_all() -> Encoded {
+    call(&format!("{HOST_BRIDGE}.{LOOK}"), Vec::new())
 }
 
 fn registers(hotplug: &PciHotplug) -> Vec<Encoded> {
-    let (base, size) = (low16(hotplug.ports.base), low16(hotplug.ports.size));
+    let region = match hotplug.registers {
+        Registers::Ports(ports) => {
+            let (base, size) = (low16(ports.base), low16(ports.size));
+            encoded(&OpRegion::new(REGION.into(), OpRegionSpace::SystemIO, &base, &size))
+        }
+        Registers::Memory(range) => {
+            let (base, size) = (low32(range.base), low32(range.size));
+            encoded(&OpRegion::new(REGION.into(), OpRegionSpace::SystemMemory, &base, &size))
+        }
+    };
     let named = |name| FieldEntry::Named(name, REGISTER_BITS);
     let removable = FieldEntry::Reserved(REGISTER_BITS);
     let fields =
         vec![named(*b"PCIU"), named(*b"PCID"), named(*b"B0EJ"), removable, named(*b"BNUM")];
     let (access, rule) = (FieldAccessType::DWord, FieldUpdateRule::WriteAsZeroes);
     vec![
-        encoded(&OpRegion::new(REGION.into(), OpRegionSpace::SystemIO, &base, &size)),
+        region,
         encoded(&Field::new(REGION.into(), access, FieldLockRule::NoLock, rule, fields)),
         encoded(&Mutex::new(LOCK.into(), 0)),
     ]

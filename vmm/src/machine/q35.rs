@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use ecr_arch::acpi::{
-    self, Description, LegacyDevice, Nvdimm, PciHost as AcpiPciHost, PciHotplug as AcpiPciHotplug,
-    PowerManagement as AcpiPowerManagement,
+use ecr_arch::acpi::q35::{
+    self as acpi, Description, LegacyDevice, PowerManagement as AcpiPowerManagement,
 };
+use ecr_arch::acpi::{Nvdimm, PciHost as AcpiPciHost, Registers};
 use ecr_arch::boot::x86::{self as boot, e820};
 use ecr_arch::boot::{BootError, Load, Source};
 use ecr_arch::layout::Range;
@@ -26,7 +26,6 @@ use ecr_devices::pci::host::{ConfigPorts, DevFn, Ecam, PciHost};
 use parking_lot::Mutex;
 
 use super::board::{Board, Boot, BootRequest};
-use super::hotplug::{self, Hotplug};
 use super::map::Parts;
 use super::slots::Slots;
 use super::spaces::AddressSpaces;
@@ -200,10 +199,12 @@ impl Q35 {
                 ecam: Range::new(map::ECAM.base, self.slots.buses() * Ecam::BYTES_PER_BUS),
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: map::PCI_WINDOW_IO,
-                config_ports: Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE),
+                io_in_memory: None,
+                config_ports: Some(Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE)),
                 interrupts: self.slots.interrupts(),
-                hotplug: self.slots.hotplug.as_ref().map(describe_hotplug),
+                hotplug: self.slots.describe_hotplug(Registers::Ports(HOTPLUG_PORTS)),
             },
+            hotplug_event: HOTPLUG_EVENT,
             pm: AcpiPowerManagement {
                 base: port::PM_BASE,
                 sci: SCI,
@@ -274,15 +275,6 @@ impl Board for Q35 {
 
     fn press_power_button(&self) {
         self.pm.lock().press_power_button();
-    }
-}
-
-fn describe_hotplug(hotplug: &Hotplug) -> AcpiPciHotplug {
-    AcpiPciHotplug {
-        ports: HOTPLUG_PORTS,
-        event: HOTPLUG_EVENT,
-        bridges: hotplug.bridges().collect(),
-        slots: hotplug::SLOTS,
     }
 }
 

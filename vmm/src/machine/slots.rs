@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use ecr_arch::acpi::PciInterrupt;
+use ecr_arch::acpi::{PciHotplug, PciInterrupt, Registers};
 use ecr_devices::chipset::GuestRequestSink;
 use ecr_devices::irq::{DoorbellSink, MsiSink, SharedLine};
 use ecr_devices::memory::GuestMemoryHandle;
@@ -18,7 +18,7 @@ use ecr_devices::virtio::VirtioDevice;
 use ecr_devices::virtio::transport::pci::{VirtioPci, Wiring};
 use parking_lot::Mutex;
 
-use super::hotplug::{Announce, Hotplug};
+use super::hotplug::{self, Announce, Hotplug};
 use crate::hypervisor::Vm;
 use crate::vm::StartError;
 
@@ -164,6 +164,12 @@ impl Slots {
     /// Whether a device has this id.
     pub(super) fn has_device(&self, id: &str) -> bool {
         self.devices.iter().any(|device| device.id == id)
+    }
+
+    /// How devices are added to a running machine, by the registers at `registers`; `None` if they cannot be.
+    pub(super) fn describe_hotplug(&self, registers: Registers) -> Option<PciHotplug> {
+        let bridges = self.hotplug.as_ref()?.bridges().collect();
+        Some(PciHotplug { registers, bridges, slots: hotplug::SLOTS })
     }
 
     /// Where INTA of each device leads, and all pins of the bridges: devices come and go behind them.

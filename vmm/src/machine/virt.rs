@@ -5,12 +5,12 @@
 //! tree and ACPI all come from there.
 
 mod gic;
+mod tables;
 
 use std::sync::Arc;
 
-use ecr_arch::boot::arm64::{self as boot, BootPlan};
-use ecr_arch::boot::{BootError, Load, Source};
-use ecr_arch::fdt::{self, Chosen, Seed};
+use ecr_arch::boot::BootError;
+use ecr_arch::boot::arm64 as boot;
 use ecr_arch::layout::Range;
 use ecr_arch::layout::virt::{self as map, VirtMap, interrupt};
 use ecr_devices::backend::chardev::{CharPort, CharSink};
@@ -28,7 +28,6 @@ use super::board::{Board, Boot, BootRequest};
 use super::map::Parts;
 use super::slots::Slots;
 use super::spaces::AddressSpaces;
-use crate::config::VmConfig;
 use crate::hypervisor::{Gic, GicParts, VcpuSetup, Vm};
 use crate::vm::StartError;
 
@@ -125,52 +124,6 @@ impl Virt {
     fn ecam(&self) -> Range {
         Range::new(self.map.ecam.base, self.slots.buses() * Ecam::BYTES_PER_BUS)
     }
-
-    fn device_tree(&self, config: &VmConfig, chosen: Chosen<'_>) -> Result<Vec<u8>, BootError> {
-        let device = |at, spi| fdt::Device { at, spi };
-        let description = fdt::Description {
-            cpus: config.cpus.boot,
-            ram: self.map.ram,
-            gic: gic::describe_for_fdt(&self.gic),
-            timers: interrupt::TIMERS,
-            uart: self.uart.as_ref().map(|_| device(map::UART, interrupt::UART)),
-            rtc: device(map::RTC, interrupt::RTC),
-            gpio: device(map::GPIO, interrupt::GPIO),
-            power_key: POWER_KEY.into(),
-            pci: fdt::PciHost {
-                ecam: self.ecam(),
-                memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
-                io: map::PCI_WINDOW_IO,
-                interrupts: interrupt::PCI,
-            },
-            chosen,
-        };
-        fdt::build(&description).map_err(|error| BootError::Table {
-            what: "the device tree",
-            problem: error.to_string(),
-        })
-    }
-
-    /// The device tree as it lies in memory.
-    fn load_device_tree(
-        &self,
-        request: &BootRequest<'_>,
-        plan: &BootPlan,
-    ) -> Result<Load, BootError> {
-        let chosen = Chosen {
-            cmdline: &request.config.boot.cmdline,
-            initrd: plan.initrd,
-            seed: seed(),
-            efi: None,
-        };
-        let tree = self.device_tree(request.config, chosen)?;
-        let (what, size) = ("the device tree", tree.len() as u64);
-        if size > plan.fdt.size {
-            let problem = format!("has {size} bytes, and there is room for {}", plan.fdt.size);
-            return Err(BootError::Table { what, problem });
-        }
-        Ok(Load { what, address: plan.fdt.base, source: Source::Bytes(tree) })
-    }
 }
 
 impl Board for Virt {
@@ -199,7 +152,7 @@ impl Board for Virt {
             ram: self.map.ram,
             mmfr0: request.facts.mmfr0,
         })?;
-        plan.loads.push(self.load_device_tree(request, &plan)?);
+        plan.loads.extend(self.tables(request, &plan)?);
         let setup = |index| VcpuSetup::Arm((index == 0).then_some(plan.regs));
         let setups = (0..config.cpus.boot).map(setup).collect();
         Ok(Boot { loads: plan.loads, setups })
@@ -253,16 +206,4 @@ fn uart(vm: &dyn Vm, port: &CharPort) -> Arc<Mutex<Pl011>> {
     )));
     port.connect(Box::new(Receiver(Arc::clone(&uart))));
     uart
-}
-
-/// Random bytes for one boot.
-fn seed() -> Seed {
-    let mut bytes = [0; 40];
-    // Early in the host's life there may be none; then the guest has its own sources.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
-    let (kaslr, rng) = bytes.split_at(8);
-    Seed {
-        kaslr: kaslr.iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte)),
-        rng: std::array::from_fn(|index| rng[index]),
-    }
 }

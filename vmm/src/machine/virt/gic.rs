@@ -3,6 +3,7 @@
 
 //! Which interrupt controller the guest gets.
 
+use ecr_arch::acpi::virt as acpi;
 use ecr_arch::fdt;
 use ecr_arch::layout::virt::{self as map, VirtMap, interrupt};
 
@@ -63,8 +64,24 @@ fn v2(config: &VmConfig) -> Result<GicParts, StartError> {
     Ok(GicParts::V2 { cpu_interface: map::GIC_CPU_INTERFACE, frame: map::GIC_V2M })
 }
 
+/// As ACPI shows it.
+pub(super) fn for_acpi(gic: &Gic) -> acpi::Gic {
+    let distributor = gic.distributor.base;
+    match &gic.parts {
+        GicParts::V2 { cpu_interface, frame } => {
+            acpi::Gic::V2 { distributor, cpu_interface: cpu_interface.base, frame: frame.base }
+        }
+        GicParts::V3 { redistributors, its } => acpi::Gic::V3 {
+            distributor,
+            redistributors: redistributors.clone(),
+            its: its.map(|its| its.base),
+            maintenance: interrupt::PRIVATE + interrupt::GIC_MAINTENANCE,
+        },
+    }
+}
+
 /// As a device tree shows it.
-pub(super) fn describe_for_fdt(gic: &Gic) -> fdt::Gic {
+pub(super) fn for_device_tree(gic: &Gic) -> fdt::Gic {
     let distributor = gic.distributor;
     match &gic.parts {
         GicParts::V2 { cpu_interface, frame } => {

@@ -6,7 +6,8 @@
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, PowerManagement};
+use super::super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::PowerManagement;
 
 /// Offsets in the power management block.
 const PM1_CONTROL: u16 = 4;

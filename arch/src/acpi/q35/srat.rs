@@ -6,7 +6,8 @@
 
 use acpi_tables::sdt::Sdt;
 
-use super::{Description, Fields, table};
+use super::super::{Fields, table};
+use super::Description;
 use crate::layout::Range;
 
 const REVISION: u8 = 3;

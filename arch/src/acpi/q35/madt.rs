@@ -5,7 +5,8 @@
 
 use acpi_tables::sdt::Sdt;
 
-use super::{Description, Fields, table};
+use super::super::{Fields, table};
+use super::Description;
 
 const REVISION: u8 = 5;
 const LOCAL_APIC: u8 = 0;
