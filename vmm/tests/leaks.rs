@@ -9,17 +9,21 @@
 
 // Shared with the tests of whole machines, which use all of it.
 #[allow(dead_code)]
-#[path = "q35_fake/rig.rs"]
+#[path = "boards/q35.rs"]
+mod board;
+#[allow(dead_code)]
+#[path = "machine/rig.rs"]
 mod rig;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use board::power_off;
 use ecr_vmm::config::{ChardevConfig, NvdimmConfig, RngConfig, VsockBackend, VsockConfig};
 use ecr_vmm::control::{Command, ShutdownReason};
 use ecr_vmm::hypervisor::Exit;
-use rig::{MIB, Rig, power_off};
+use rig::{MIB, Rig};
 
 /// What this process holds.
 #[derive(Debug, PartialEq, Eq)]

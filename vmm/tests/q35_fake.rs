@@ -9,22 +9,26 @@
 
 // Shared with other tests, which use the rest.
 #[allow(dead_code)]
-#[path = "q35_fake/driver.rs"]
+#[path = "boards/q35.rs"]
+mod board;
+#[allow(dead_code)]
+#[path = "machine/driver.rs"]
 mod driver;
 #[allow(dead_code)]
-#[path = "q35_fake/rig.rs"]
+#[path = "machine/rig.rs"]
 mod rig;
 
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use board::{ECAM, PM_BASE, power_off};
 use driver::{BUFFER, DISK, find, read_sector, start_driver, transact};
 use ecr_vmm::VmOptions;
 use ecr_vmm::config::{ChardevConfig, ResetAction, RngConfig};
 use ecr_vmm::control::{Command, EventKind, Reply, ShutdownReason};
 use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
-use rig::{ECAM, MIB, PM_BASE, Rig, disk, function, power_off, read, read_u64};
+use rig::{MIB, Rig, disk, function, read, read_u64};
 
 const RSDP: u64 = 0xE_0000;
 const CONFIG_PORTS: u16 = 0xCF8;
@@ -108,7 +112,7 @@ fn a_reset_starts_again_from_a_clean_machine() {
             match starts.fetch_add(1, Ordering::Relaxed) {
                 0 => cpu.port_write(RESET_CONTROL, &[6]),
                 1 => cpu.port_write(0x64, &[0xFE]),
-                _ => power_off(cpu),
+                _ => return power_off(cpu),
             }
             cpu.halt()
         }

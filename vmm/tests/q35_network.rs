@@ -9,7 +9,10 @@
 
 // Shared with other tests of whole machines, which use the rest.
 #[allow(dead_code)]
-#[path = "q35_fake/rig.rs"]
+#[path = "boards/q35.rs"]
+mod board;
+#[allow(dead_code)]
+#[path = "machine/rig.rs"]
 mod rig;
 
 use std::io::{Read, Write};
@@ -20,11 +23,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use board::power_off;
 use ecr_devices::backend::tap::Tap;
 use ecr_vmm::config::{FsConfig, MacAddr, NetConfig, RngConfig, TapConfig};
 use ecr_vmm::control::{Command, EventKind, PciInfo, Reply, ShutdownReason};
 use ecr_vmm::{VmHandle, VmOptions};
-use rig::{Rig, bar, function, power_off, read};
+use rig::{Rig, bar, function, read};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const BAR: u64 = 4;

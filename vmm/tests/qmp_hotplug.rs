@@ -9,10 +9,13 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 // Shared with other tests of whole machines, which use the rest.
-#[path = "q35_hotplug/guest.rs"]
-mod guest;
 #[allow(dead_code)]
-#[path = "q35_fake/rig.rs"]
+#[path = "boards/q35.rs"]
+mod board;
+#[path = "machine/hotplug.rs"]
+mod hotplug;
+#[allow(dead_code)]
+#[path = "machine/rig.rs"]
 mod rig;
 
 use std::fs::File;
@@ -23,10 +26,11 @@ use std::path::Path;
 use std::process::Command as Process;
 use std::time::Duration;
 
+use board::listen;
 use ecr_devices::backend::tap::Tap;
 use ecr_vmm::VmHandle;
 use ecr_vmm::control::Command;
-use guest::{Change, behind, changes, eject, listen, place_bars};
+use hotplug::{Change, behind, changes, eject, place_bars};
 use rig::{Rig, function};
 use serde_json::{Value, json};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;

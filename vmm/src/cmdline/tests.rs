@@ -194,7 +194,9 @@ fn control() {
 fn mistakes_name_the_argument_the_value_and_what_would_work() {
     assert!(refused(&["--qmp", "q.sock"]).contains("use unix:PATH"));
     assert!(refused(&["--log", "loud"]).contains("use off, error"));
-    assert!(refused(&["--machine", "pc"]).contains("'pc' for '--machine <TYPE>': use q35"));
+    assert!(refused(&["--machine", "pc"]).contains("type=pc: use q35 or virt"));
+    assert!(refused(&["--machine", "q35,acpi=off"]).contains("for virt only"));
+    assert!(refused(&["--machine", "virt,gic-version=4"]).contains("use host, 2 or 3"));
     assert!(refused(&["--memory", "512"]).contains("the unit is missing: use 512M"));
     assert!(refused(&["--memory", "1G,swap=on"]).contains("there is no \"swap\": use size, max"));
     assert!(refused(&["--cpus", "many"]).contains("whole number"));

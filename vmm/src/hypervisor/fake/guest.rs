@@ -175,6 +175,15 @@ impl GuestCpu {
         drop(self.wait(|state| state.lines.get(&gsi)?.high.then_some(())));
     }
 
+    /// Wait until input `gsi` goes, or has gone, from low to high, and take that edge.
+    pub fn wait_for_edge(&self, gsi: u32) {
+        drop(self.wait(|state| {
+            let line = state.lines.get_mut(&gsi)?;
+            line.pending = line.pending.checked_sub(1)?;
+            Some(())
+        }));
+    }
+
     /// Wait for a message with `data`, and take it.
     pub fn wait_for_message(&self, data: u32) -> MsiMessage {
         let (_, message) = self.wait(|state| {

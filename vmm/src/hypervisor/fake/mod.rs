@@ -235,7 +235,9 @@ impl Vm for FakeVm {
     }
 
     fn reset(&self) -> Result<()> {
-        self.shared.state.lock().pending.clear();
+        let mut state = self.shared.state.lock();
+        state.pending.clear();
+        state.lines.values_mut().for_each(|line| line.pending = 0);
         Ok(())
     }
 
@@ -284,6 +286,8 @@ impl fmt::Debug for State {
 struct Line {
     high: bool,
     edges: u64,
+    /// Those that no program has waited for yet.
+    pending: u64,
 }
 
 struct RouteState {
@@ -324,7 +328,9 @@ impl IrqSink for Pin {
     fn set_level(&self, high: bool) {
         let mut state = self.shared.state.lock();
         let line = state.lines.entry(self.gsi).or_default();
-        line.edges += u64::from(high && !line.high);
+        let edge = u64::from(high && !line.high);
+        line.edges += edge;
+        line.pending += edge;
         line.high = high;
         self.shared.changed.notify_all();
     }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright The ecr Authors
 
-//! A q35 whose processor runs a function of the test, and what that function needs of a driver.
+//! A machine whose processor runs a function of the test, and what that function needs of a driver.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ecr_vmm::config::{
-    BootConfig, ChardevConfig, CpuConfig, DiskConfig, DiskIo, GicVersion, MachineType,
-    MemoryConfig, ResetAction, VmConfig,
+    BootConfig, ChardevConfig, CpuConfig, DiskConfig, DiskIo, GicVersion, MemoryConfig,
+    ResetAction, VmConfig,
 };
 use ecr_vmm::hypervisor::fake::{Fake, GuestCpu};
 use ecr_vmm::hypervisor::{Exit, Hypervisor};
@@ -17,9 +17,9 @@ use ecr_vmm::{VmHandle, VmOptions};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::board;
+
 pub(crate) const MIB: u64 = 1 << 20;
-pub(crate) const ECAM: u64 = 0xB000_0000;
-pub(crate) const PM_BASE: u16 = 0x600;
 
 /// Where a test's files are, and its configuration.
 pub(crate) struct Rig {
@@ -32,11 +32,11 @@ impl Rig {
     pub(crate) fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let kernel = dir.path().join("kernel");
-        fs::write(&kernel, elf()).unwrap();
+        fs::write(&kernel, board::kernel()).unwrap();
         let config = VmConfig {
             name: None,
             uuid: Uuid::nil(),
-            machine: MachineType::Q35,
+            machine: board::MACHINE,
             gic: GicVersion::Host,
             acpi: true,
             cpus: CpuConfig { boot: 1, max: 1 },
@@ -109,39 +109,6 @@ pub(crate) fn disk(id: &str, path: PathBuf) -> DiskConfig {
     }
 }
 
-/// The least that can be booted: an ELF file with a PVH entry and one empty page.
-fn elf() -> Vec<u8> {
-    const NOTE: usize = 0x100;
-    const PAGE: usize = 0x200;
-    let mut image = vec![0; PAGE + 0x1000];
-    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, b"\x7fELF\x02\x01\x01");
-    put(18, &62u16.to_le_bytes());
-    put(32, &64u64.to_le_bytes());
-    put(54, &56u16.to_le_bytes());
-    put(56, &2u16.to_le_bytes());
-    for (at, kind, offset, address, size) in
-        [(64, 1u32, PAGE as u64, MIB, 0x1000u64), (120, 4, NOTE as u64, 0, 20)]
-    {
-        put(at, &kind.to_le_bytes());
-        put(at + 8, &offset.to_le_bytes());
-        put(at + 24, &address.to_le_bytes());
-        put(at + 32, &size.to_le_bytes());
-        put(at + 40, &size.to_le_bytes());
-    }
-    for (at, value) in [(0, 4u32), (4, 4), (8, 18), (16, MIB as u32)] {
-        put(NOTE + at, &value.to_le_bytes());
-    }
-    put(NOTE + 12, b"Xen\0");
-    image
-}
-
-/// Enter S5 as ACPI tells: SLP_TYP 5 and SLP_EN.
-pub(crate) fn power_off(cpu: &GuestCpu) -> ! {
-    cpu.port_write(PM_BASE + 4, &(5u16 << 10 | 1 << 13).to_le_bytes());
-    cpu.halt()
-}
-
 pub(crate) fn read<const N: usize>(cpu: &GuestCpu, address: u64) -> [u8; N] {
     let mut data = [0; N];
     cpu.read(address, &mut data);
@@ -158,7 +125,7 @@ pub(crate) fn read_u64(cpu: &GuestCpu, address: u64) -> u64 {
 
 /// The configuration space of device `slot`, function 0, in ECAM.
 pub(crate) fn function(slot: u64) -> u64 {
-    ECAM + (slot << 15)
+    board::ECAM + (slot << 15)
 }
 
 /// Capability `id` of the function at `config`, from the list's entries that `is_it` accepts.

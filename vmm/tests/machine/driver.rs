@@ -5,6 +5,7 @@
 
 use ecr_vmm::hypervisor::fake::GuestCpu;
 
+use crate::board::{MESSAGES, RAM};
 use crate::rig::{MIB, bar, capability, function, read, read_u16};
 
 /// Vendor and device id of a disk.
@@ -12,8 +13,8 @@ pub(crate) const DISK: u32 = 0x1042_1AF4;
 /// Message that a driver gets when buffers were used.
 pub(crate) const MESSAGE: u32 = 0x31;
 /// Where a driver puts its rings and its data.
-pub(crate) const RINGS: u64 = 4 * MIB;
-pub(crate) const BUFFER: u64 = 5 * MIB;
+pub(crate) const RINGS: u64 = RAM + 4 * MIB;
+pub(crate) const BUFFER: u64 = RAM + 5 * MIB;
 
 /// The configuration space of the function on the root bus with this vendor and device id.
 pub(crate) fn find(cpu: &GuestCpu, id: u32) -> u64 {
@@ -35,7 +36,9 @@ pub(crate) fn start_driver(cpu: &GuestCpu, config: u64) -> u64 {
 
     let msix = capability(cpu, config, 0x11, |_| true).unwrap();
     let table = bar(cpu, config, u64::from(cpu.read_u32(msix + 4) & 7)) + 16;
-    for (offset, value) in [(0, 0xFEE0_0000), (4, 0), (8, MESSAGE), (12, 0)] {
+    for (offset, value) in
+        [(0, MESSAGES as u32), (4, (MESSAGES >> 32) as u32), (8, MESSAGE), (12, 0)]
+    {
         cpu.write_u32(table + offset, value);
     }
     cpu.write(msix + 2, &0x8000u16.to_le_bytes());

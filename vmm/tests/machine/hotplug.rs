@@ -5,16 +5,13 @@
 
 use ecr_vmm::hypervisor::fake::GuestCpu;
 
-use crate::rig::{ECAM, MIB, PM_BASE, read_u16};
+use crate::board::{ECAM, hotplug_read, hotplug_write, wait_for_hotplug};
+use crate::rig::{MIB, read_u16};
 
-const SCI: u32 = 9;
-const GPE0_STATUS: u16 = PM_BASE + 0x20;
-const GPE0_ENABLE: u16 = PM_BASE + 0x28;
-const PCI_EVENT: u8 = 1 << 1;
-const UP: u16 = 0xCC0;
-const DOWN: u16 = 0xCC4;
-const EJECT: u16 = 0xCC8;
-const SELECT: u16 = 0xCD0;
+const UP: u16 = 0x00;
+const DOWN: u16 = 0x04;
+const EJECT: u16 = 0x08;
+const SELECT: u16 = 0x10;
 
 /// What the event's method notifies a slot of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,22 +22,14 @@ pub(crate) enum Change {
     Down { bus: u8, slot: u8 },
 }
 
-/// Enable the event.
-pub(crate) fn listen(cpu: &GuestCpu) {
-    cpu.port_write(GPE0_ENABLE, &[PCI_EVENT]);
-}
-
 /// Wait for the event, and do what its method does.
 pub(crate) fn changes(cpu: &GuestCpu, buses: u8) -> Vec<Change> {
-    cpu.wait_for_line(SCI);
-    cpu.port_write(GPE0_STATUS, &[PCI_EVENT]);
+    wait_for_hotplug(cpu);
     let mut changes = Vec::new();
     for bus in 0..buses {
-        cpu.port_write(SELECT, &u32::from(bus).to_le_bytes());
+        hotplug_write(cpu, SELECT, &u32::from(bus).to_le_bytes());
         let slots = |register: u16| {
-            let mut bits = [0; 4];
-            cpu.port_read(register, &mut bits);
-            let bits = u32::from_le_bytes(bits);
+            let bits = hotplug_read(cpu, register);
             (0..32u8).filter(move |slot| bits >> slot & 1 != 0)
         };
         changes.extend(slots(UP).map(|slot| Change::Up { bus, slot }));
@@ -51,8 +40,8 @@ pub(crate) fn changes(cpu: &GuestCpu, buses: u8) -> Vec<Change> {
 
 /// `_EJ0` of the slots in `slots`.
 pub(crate) fn eject(cpu: &GuestCpu, bus: u8, slots: u32) {
-    cpu.port_write(SELECT, &u32::from(bus).to_le_bytes());
-    cpu.port_write(EJECT, &slots.to_le_bytes());
+    hotplug_write(cpu, SELECT, &u32::from(bus).to_le_bytes());
+    hotplug_write(cpu, EJECT, &slots.to_le_bytes());
 }
 
 /// The configuration space of device `slot`, function 0, on the bus of this number.
