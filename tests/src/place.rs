@@ -8,6 +8,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
+/// The file of the built guest that is our kernel, in the form that boots fastest.
+pub const KERNEL: &str = if cfg!(target_arch = "aarch64") { "Image" } else { "vmlinux" };
+/// The same kernel, compressed.
+pub const COMPRESSED_KERNEL: &str =
+    if cfg!(target_arch = "aarch64") { "Image.gz" } else { "bzImage" };
+
 /// Where programs and guest files are.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -38,7 +44,7 @@ impl Place {
         self.files.join(name)
     }
 
-    /// A file of the built guest, such as `vmlinux` or `rootfs.img`.
+    /// A file of the built guest, such as [`KERNEL`] or `rootfs.img`.
     #[must_use]
     pub fn guest(&self, name: &str) -> PathBuf {
         self.files.join("guest").join(name)

@@ -16,7 +16,7 @@ use ecr_agent_protocol::agent::{self as msg, Storage};
 use ecr_agent_protocol::client::{AgentClient, connect_multiplexed};
 use ecr_agent_protocol::oci;
 use ecr_tests::guest::{Boot, Guest};
-use ecr_tests::place::Place;
+use ecr_tests::place::{KERNEL, Place};
 use protobuf::MessageField;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -193,7 +193,7 @@ fn runtime() -> tokio::runtime::Runtime {
 #[ignore = "boots a guest"]
 fn a_sandbox_on_the_root_image() -> Result<()> {
     let (scratch, place) = (tempfile::tempdir()?, Place::from_environment()?);
-    let boot = Boot::kernel(&place, "vmlinux").image(&place, "pmem");
+    let boot = Boot::kernel(&place, KERNEL).image(&place, "pmem");
     runtime().block_on(async {
         let running = Running::start(boot, scratch.path()).await?;
         let cgroups = running
@@ -226,7 +226,7 @@ fn a_sandbox_on_the_root_image() -> Result<()> {
 #[ignore = "boots a guest"]
 fn a_sandbox_on_the_initial_ram_disk() -> Result<()> {
     let (scratch, place) = (tempfile::tempdir()?, Place::from_environment()?);
-    let boot = Boot::kernel(&place, "vmlinux").initrd(&place, "initrd.img");
+    let boot = Boot::kernel(&place, KERNEL).initrd(&place, "initrd.img");
     runtime().block_on(async {
         let running = Running::start(boot, scratch.path()).await?;
         running.create_sandbox("/dev/vda").await?;

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use ecr_tests::place::Place;
+use ecr_tests::place::{KERNEL, Place};
 use ecr_vmm::control::ShutdownReason;
 use ecr_vmm::{VmOptions, cmdline, hypervisor, start};
 
@@ -82,7 +82,7 @@ fn fifty_boots_in_one_process_leave_nothing_behind() -> Result<()> {
         let invocation = cmdline::parse([
             "ecr-vmm",
             "--kernel",
-            &place.guest("vmlinux").display().to_string(),
+            &place.guest(KERNEL).display().to_string(),
             "--image",
             &place.guest("rootfs.img").display().to_string(),
             "--memory",

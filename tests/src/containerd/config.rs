@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Version;
 use super::image::PAUSE;
-use crate::place::Place;
+use crate::place::{KERNEL, Place};
 
 /// Where everything of one containerd is.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ pub fn ecr(place: &Place, more: &[&str]) -> String {
     let handed_in = place.file("virtiofsd");
     let daemon = if handed_in.exists() { handed_in } else { PathBuf::from(VIRTIOFSD) };
     let daemon = daemon.display();
-    let (kernel, image) = (place.guest("vmlinux"), place.guest("rootfs.img"));
+    let (kernel, image) = (place.guest(KERNEL), place.guest("rootfs.img"));
     let lines = [
         format!("kernel = \"{}\"", kernel.display()),
         format!("image = \"{}\"", image.display()),

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 
 use anyhow::{Result, ensure};
 use ecr_tests::guest::Boot;
+use ecr_tests::place::{COMPRESSED_KERNEL, KERNEL};
 use ecr_tests::qmp::Qmp;
 
 use crate::{BAD_ARGUMENTS, PANICKED, ends_well, place, powers_off, value};
@@ -32,38 +33,38 @@ fn image_boots(kernel: &str, kind: &str, cpus: &str, memory: &str, at_least: u64
 
 #[test]
 #[ignore = "boots a guest"]
-fn vmlinux_from_persistent_memory() -> Result<()> {
-    image_boots("vmlinux", "pmem", "1", "128M", 90)
+fn our_kernel_from_persistent_memory() -> Result<()> {
+    image_boots(KERNEL, "pmem", "1", "128M", 90)
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn vmlinux_from_persistent_memory_with_4_cpus_and_6_gib() -> Result<()> {
-    image_boots("vmlinux", "pmem", "4", "6G", 5800)
+fn our_kernel_from_persistent_memory_with_4_cpus_and_6_gib() -> Result<()> {
+    image_boots(KERNEL, "pmem", "4", "6G", 5800)
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn vmlinux_from_a_disk() -> Result<()> {
-    image_boots("vmlinux", "disk", "1", "256M", 200)
+fn our_kernel_from_a_disk() -> Result<()> {
+    image_boots(KERNEL, "disk", "1", "256M", 200)
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn bzimage_from_persistent_memory() -> Result<()> {
-    image_boots("bzImage", "pmem", "1", "256M", 200)
+fn a_compressed_kernel_from_persistent_memory() -> Result<()> {
+    image_boots(COMPRESSED_KERNEL, "pmem", "1", "256M", 200)
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn bzimage_from_a_disk_with_4_cpus() -> Result<()> {
-    image_boots("bzImage", "disk", "4", "256M", 200)
+fn a_compressed_kernel_from_a_disk_with_4_cpus() -> Result<()> {
+    image_boots(COMPRESSED_KERNEL, "disk", "4", "256M", 200)
 }
 
 #[test]
 #[ignore = "boots a guest"]
 fn persistent_memory_is_mapped_directly_and_read_only() -> Result<()> {
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .script("echo DAX=$(grep -c dax=always /proc/mounts); echo RO=$(cat /sys/block/pmem0/ro)");
     let said = powers_off(boot)?;
@@ -93,14 +94,14 @@ fn initrd_answers_the_power_button(kernel: &str, initrd: &str, arguments: &[&str
 
 #[test]
 #[ignore = "boots a guest"]
-fn vmlinux_with_an_initrd() -> Result<()> {
-    initrd_answers_the_power_button("vmlinux", "initrd.img", &["--memory", "128M"])
+fn our_kernel_with_an_initrd() -> Result<()> {
+    initrd_answers_the_power_button(KERNEL, "initrd.img", &["--memory", "128M"])
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn bzimage_with_an_initrd_and_4_cpus() -> Result<()> {
-    initrd_answers_the_power_button("bzImage", "initrd.img", &["--cpus", "4"])
+fn a_compressed_kernel_with_an_initrd_and_4_cpus() -> Result<()> {
+    initrd_answers_the_power_button(COMPRESSED_KERNEL, "initrd.img", &["--cpus", "4"])
 }
 
 #[test]
@@ -115,7 +116,7 @@ fn a_stock_debian_kernel_with_its_modules() -> Result<()> {
 #[ignore = "boots a guest"]
 fn a_guest_that_reboots_starts_again() -> Result<()> {
     let mut guest =
-        Boot::kernel(&place(), "vmlinux").image(&place(), "pmem").script("reboot -f").start()?;
+        Boot::kernel(&place(), KERNEL).image(&place(), "pmem").script("reboot -f").start()?;
     guest.wait_ready()?;
     guest.wait_ready()?;
     Ok(())
@@ -124,7 +125,7 @@ fn a_guest_that_reboots_starts_again() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_panic_ends_with_status_3_and_says_so() -> Result<()> {
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .script("echo c > /proc/sysrq-trigger");
     let (status, said) = boot.start()?.wait_end()?;
@@ -139,7 +140,7 @@ fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
     let in_use = scratch.path().join("in-use.sock");
     let _listener = UnixListener::bind(&in_use)?;
     let busy = format!("unix:{}", in_use.display());
-    let kernel = place().guest("vmlinux").display().to_string();
+    let kernel = place().guest(KERNEL).display().to_string();
     let initrd = place().guest("initrd.img").display().to_string();
     for (arguments, status, text) in [
         (vec!["--kernel", "/none"], BAD_ARGUMENTS, "/none"),

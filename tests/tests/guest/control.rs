@@ -5,6 +5,7 @@
 
 use anyhow::{Result, ensure};
 use ecr_tests::guest::Boot;
+use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
 
 use crate::{ends_well, place};
@@ -14,7 +15,7 @@ use crate::{ends_well, place};
 fn qmp_stops_and_continues_a_guest() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("qmp.sock");
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .initrd(&place(), "initrd.img")
         .with(&["--cpus", "2"])
         .qmp(&socket)
@@ -45,7 +46,7 @@ fn qmp_stops_and_continues_a_guest() -> Result<()> {
 fn a_console_socket_that_nobody_reads_does_not_stop_the_guest() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("console.sock");
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--console", &format!("unix:{}", socket.display())])
         .script("dd if=/dev/zero bs=1024 count=1024 2>/dev/null | tr x y");

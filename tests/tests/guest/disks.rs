@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
+use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
 use ecr_tests::skip::skip;
 use serde_json::json;
@@ -34,7 +35,7 @@ fn a_disk_with_4_queues_is_written_discarded_and_read_back() -> Result<()> {
     let scratch = tempfile::tempdir_in("/var/tmp")?;
     let disk = gibibyte(scratch.path())?;
     let argument = format!("{},queues=4,serial=SERIAL-1", disk.display());
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--cpus", "4", "--disk", &argument])
         .script(
@@ -98,7 +99,7 @@ fn a_block_device_of_4_kib_sectors_is_written_past_the_page_cache() -> Result<()
     let device = LoopDevice::new(&file, 4096)?;
     for io in ["uring", "sync"] {
         let argument = format!("{},direct,io={io}", device.0);
-        let boot = Boot::kernel(&place(), "vmlinux")
+        let boot = Boot::kernel(&place(), KERNEL)
             .image(&place(), "pmem")
             .with(&["--disk", &argument])
             .script(
@@ -131,7 +132,7 @@ fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let (socket, disk) = (scratch.path().join("qmp.sock"), scratch.path().join("disk.img"));
     std::fs::write(&disk, vec![0; SIZE as usize])?;
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--bridges", "1"])
         .qmp(&socket)
@@ -171,7 +172,7 @@ fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
 fn a_disk_that_shrinks_gives_the_guest_an_error_and_nothing_else() -> Result<()> {
     let scratch = tempfile::tempdir_in("/var/tmp")?;
     let disk = gibibyte(scratch.path())?;
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--disk", &disk.display().to_string()])
         .script(

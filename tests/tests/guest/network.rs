@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use ecr_devices::backend::tap::Tap;
 use ecr_tests::guest::Boot;
+use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
 use ecr_tests::skip::skip;
 use serde_json::json;
@@ -50,7 +51,7 @@ fn ip(arguments: &[&str]) -> Result<()> {
 /// Frames of all sizes pass between host and guest, over two pairs of queues.
 fn a_guest_is_on_the_network(tap: &'static str, vhost: &str) -> Result<()> {
     let _tap = HostTap::new(tap, "192.0.2.1/24")?;
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--cpus", "2"])
         .with(&[
@@ -96,7 +97,7 @@ fn a_nic_is_plugged_in_and_out_of_a_running_guest_5_times() -> Result<()> {
     let tap = HostTap::new("ecr-test2", "192.0.2.1/24")?;
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("qmp.sock");
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--bridges", "1"])
         .qmp(&socket)

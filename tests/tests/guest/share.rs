@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
+use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
 use ecr_tests::skip::skip;
 
@@ -59,7 +60,7 @@ fn a_directory_is_shared_both_ways() -> Result<()> {
     std::fs::create_dir(&shared)?;
     std::fs::write(shared.join("from-host"), "x".repeat(3 << 20))?;
     let _daemon = Virtiofsd::start(&shared, &socket)?;
-    let boot = Boot::kernel(&place(), "vmlinux")
+    let boot = Boot::kernel(&place(), KERNEL)
         .image(&place(), "pmem")
         .with(&["--memory", "256M,shared", "--cpus", "2"])
         .with(&["--fs", &format!("socket={},tag=data,queues=4", socket.display())])
@@ -80,7 +81,7 @@ fn a_guest_outlives_the_daemon_of_its_directory() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let (socket, control) = (scratch.path().join("fs.sock"), scratch.path().join("qmp.sock"));
     let daemon = Virtiofsd::start(scratch.path(), &socket)?;
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .initrd(&place(), "initrd.img")
         .with(&["--memory", "256M,shared"])
         .qmp(&control)

@@ -11,6 +11,7 @@ use ecr_agent_protocol::AGENT_PORT;
 use ecr_agent_protocol::client::AgentClient;
 use ecr_agent_protocol::health::CheckRequest;
 use ecr_tests::guest::Boot;
+use ecr_tests::place::KERNEL;
 use ecr_tests::skip::skip;
 use ttrpc::context;
 
@@ -36,7 +37,7 @@ fn the_agent_answers_over_vhost_vsock() -> Result<()> {
         skip("this host has no /dev/vhost-vsock");
     }
     let cid = 0x0EC0_0000 | std::process::id();
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .initrd(&place(), "initrd.img")
         .with(&["--vsock", &format!("cid={cid}")])
         .start()?;
@@ -53,7 +54,7 @@ fn the_agent_answers_over_vhost_vsock() -> Result<()> {
 fn the_agent_answers_over_the_userspace_vsock() -> Result<()> {
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("vsock.sock");
-    let mut guest = Boot::kernel(&place(), "vmlinux")
+    let mut guest = Boot::kernel(&place(), KERNEL)
         .initrd(&place(), "initrd.img")
         .with(&["--vsock", &format!("cid=3,socket={}", socket.display())])
         .start()?;

@@ -23,64 +23,55 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use ecr_tests::place::Place;
+use ecr_tests::place::{COMPRESSED_KERNEL, KERNEL, Place};
 use serde_json::json;
 
 /// What the agent prints when it is up.
 const BOOT_LINE: &str = "ready in";
 const MIB: u64 = 1 << 20;
 
+const ON_ARM: bool = cfg!(target_arch = "aarch64");
+/// QEMU's program for this architecture.
+const QEMU: &str = if ON_ARM { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
+/// Its machine.
+const QEMU_MACHINE: &str = if ON_ARM { "virt,gic-version=3,accel=kvm" } else { "q35,accel=kvm" };
+
 /// A machine to boot.
 struct Case {
-    name: &'static str,
     kernel: &'static str,
+    what: &'static str,
     image: bool,
     cpus: u32,
     memory: u64,
 }
 
+impl Case {
+    /// With an initial RAM disk, one CPU and 256 MiB.
+    const INITRD: Self =
+        Self { kernel: KERNEL, what: "initrd", image: false, cpus: 1, memory: 256 * MIB };
+
+    fn name(&self) -> String {
+        format!("{}, {}", self.kernel, self.what)
+    }
+
+    /// On aarch64, QEMU has persistent memory only with firmware, which is another contest.
+    fn qemu_can(&self) -> bool {
+        !(ON_ARM && self.image)
+    }
+}
+
 const BOOT: &[Case] = &[
-    Case { name: "vmlinux, initrd", kernel: "vmlinux", image: false, cpus: 1, memory: 256 * MIB },
-    Case { name: "bzImage, initrd", kernel: "bzImage", image: false, cpus: 1, memory: 256 * MIB },
-    Case {
-        name: "vmlinux, nvdimm image",
-        kernel: "vmlinux",
-        image: true,
-        cpus: 1,
-        memory: 256 * MIB,
-    },
-    Case {
-        name: "vmlinux, initrd, 512 MiB",
-        kernel: "vmlinux",
-        image: false,
-        cpus: 1,
-        memory: 512 * MIB,
-    },
-    Case {
-        name: "vmlinux, initrd, 8 GiB",
-        kernel: "vmlinux",
-        image: false,
-        cpus: 1,
-        memory: 8192 * MIB,
-    },
+    Case::INITRD,
+    Case { kernel: COMPRESSED_KERNEL, ..Case::INITRD },
+    Case { what: "nvdimm image", image: true, ..Case::INITRD },
+    Case { what: "initrd, 512 MiB", memory: 512 * MIB, ..Case::INITRD },
+    Case { what: "initrd, 8 GiB", memory: 8192 * MIB, ..Case::INITRD },
 ];
 
 const MEMORY: &[Case] = &[
-    Case { name: "vmlinux, initrd", kernel: "vmlinux", image: false, cpus: 1, memory: 256 * MIB },
-    Case {
-        name: "vmlinux, nvdimm image",
-        kernel: "vmlinux",
-        image: true,
-        cpus: 1,
-        memory: 256 * MIB,
-    },
-    Case {
-        name: "vmlinux, initrd, 4 vCPUs",
-        kernel: "vmlinux",
-        image: false,
-        cpus: 4,
-        memory: 256 * MIB,
-    },
+    Case::INITRD,
+    Case { what: "nvdimm image", image: true, ..Case::INITRD },
+    Case { what: "initrd, 4 vCPUs", cpus: 4, ..Case::INITRD },
 ];
 
 /// One of the two that are compared.
@@ -126,12 +117,12 @@ impl Contest {
                 if case.image {
                     let (ram, image) = (memory / MIB, path("rootfs.img"));
                     let size = fs::metadata(&image).map_or(0, |metadata| metadata.len());
-                    command.args(["-M", "q35,accel=kvm,nvdimm=on"]);
+                    command.args(["-M", &format!("{QEMU_MACHINE},nvdimm=on")]);
                     command.args(["-m", &format!("{ram}M,slots=1,maxmem={}M", ram + size / MIB)]);
                     command.args(["-object", &format!("memory-backend-file,id=m,mem-path={image},size={size},share=off,readonly=on")]);
                     command.args(["-device", "nvdimm,memdev=m,unarmed=on"]);
                 } else {
-                    command.args(["-M", "q35,accel=kvm", "-m", &format!("{}M", memory / MIB)]);
+                    command.args(["-M", QEMU_MACHINE, "-m", &format!("{}M", memory / MIB)]);
                     command.args(["-initrd", &path("initrd.img")]);
                 }
                 command
@@ -270,7 +261,7 @@ fn main() -> Result<()> {
     if what == "pod" {
         return pod::run(runs);
     }
-    let qemu = env::var_os("ECR_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into()).into();
+    let qemu = env::var_os("ECR_QEMU").unwrap_or_else(|| QEMU.into()).into();
     let contest = Contest { place: Place::from_environment()?, qemu };
     let (cases, idle) = match what {
         "boot" => (BOOT, Duration::ZERO),
@@ -281,6 +272,11 @@ fn main() -> Result<()> {
     println!("| case | figure | ecr-vmm | QEMU | ratio |\n|---|---|---|---|---|");
     let mut report = Vec::new();
     for case in cases {
+        let name = case.name();
+        if !case.qemu_can() {
+            println!("| {name} | left out: QEMU cannot do it without firmware | | | |");
+            continue;
+        }
         let [ecr, qemu] = measure(&contest, case, runs, idle)?;
         let rows: &[(&str, &str, &Vec<f64>, &Vec<f64>)] = if what == "boot" {
             &[
@@ -294,7 +290,6 @@ fn main() -> Result<()> {
         for (figure, unit, ours, theirs) in rows {
             let (ours_median, theirs_median) = (median(ours), median(theirs));
             let ratio = ours_median / theirs_median;
-            let name = case.name;
             println!(
                 "| {name} | {figure}, {unit} | {ours_median:.2} | {theirs_median:.2} | {ratio:.2} |"
             );
