@@ -8,6 +8,7 @@ mod cmos;
 mod i8042;
 mod pm;
 mod pvpanic;
+mod pvpanic_pci;
 mod reset;
 mod uart16550;
 
@@ -16,6 +17,7 @@ pub use cmos::Cmos;
 pub use i8042::I8042;
 pub use pm::PowerManagement;
 pub use pvpanic::Pvpanic;
+pub use pvpanic_pci::PvpanicPci;
 pub use reset::ResetControl;
 pub use uart16550::Uart16550;
 
