@@ -15,7 +15,7 @@ use ecr_arch::layout::Range;
 use ecr_arch::layout::virt::{self as map, VirtMap, interrupt};
 use ecr_devices::backend::chardev::{CharPort, CharSink};
 use ecr_devices::bus::{BusError, SharedIoDevice};
-use ecr_devices::chipset::Bridge;
+use ecr_devices::chipset::{Bridge, PvpanicPci};
 use ecr_devices::gicv2m::GicV2m;
 use ecr_devices::hotplug::{Ged, GedEvent, PciHotplug};
 use ecr_devices::pci::assign::{NoRoom, Window, Windows};
@@ -34,6 +34,8 @@ use crate::vm::StartError;
 /// Which input is the power key.
 const POWER_KEY: u8 = 3;
 const HOST_BRIDGE: DevFn = DevFn::new(0, 0);
+/// Out of the way of devices, whose slots are counted from below.
+const PVPANIC: DevFn = DevFn::new(31, 0);
 /// I/O ports that are free for base address registers: Linux leaves the first page alone.
 const PORTS: Window = Window { base: 0x1000, size: map::PCI_WINDOW_IO.size - 0x1000 };
 const HOTPLUG: Range = Range::new(map::PCI_HOTPLUG, PciHotplug::PORTS);
@@ -91,6 +93,10 @@ impl Virt {
         };
         let host_bridge = Arc::new(Mutex::new(Bridge::generic()));
         pci.add(HOST_BRIDGE, host_bridge).map_err(super::failed)?;
+        if config.pvpanic {
+            let pvpanic = Arc::new(Mutex::new(PvpanicPci::new(Arc::clone(&requests))));
+            pci.add(PVPANIC, pvpanic).map_err(super::failed)?;
+        }
         let ged = Arc::clone(&board.ged);
         let announce = Box::new(move || ged.lock().raise(GedEvent::Pci));
         board.slots.attach_bridges(config.bridges, &requests, announce).map_err(super::failed)?;

@@ -14,7 +14,7 @@ pub(crate) const RAM: u64 = 1 << 30;
 /// Where messages go: the translation register of the ITS.
 pub(crate) const MESSAGES: u64 = 0x0809_0040;
 /// Slots of the root bus that the chipset has.
-pub(crate) const CHIPSET: &[&str] = &["00"];
+pub(crate) const CHIPSET: &[&str] = &["00", "1f"];
 /// Shared interrupt of the generic event device.
 pub(crate) const GED_INTERRUPT: u32 = 9;
 pub(crate) const GED: u64 = 0x0908_0000;
