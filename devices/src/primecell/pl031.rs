@@ -2,12 +2,18 @@
 // Copyright The ecr Authors
 
 //! PL031 real-time clock (Arm DDI 0224C). The registers are `vm-superio`'s; here they meet our bus. Left out: the alarm.
+//!
+//! The clock runs from the start, and to start one that runs changes nothing. `vm-superio` would go back to the host's
+//! time, and Linux starts it at every probe.
 
 use vm_superio::Rtc;
 use vm_superio::rtc_pl031::NoEvents;
 
 use super::{read_register, write_register};
 use crate::bus::{Access, IoDevice};
+
+/// Control register, which starts the clock.
+const CR: u64 = 0x0C;
 
 /// A clock that begins with the host's time.
 pub struct Pl031(Rtc<NoEvents>);
@@ -44,7 +50,9 @@ impl IoDevice for Pl031 {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Access {
         write_register(offset, data, |offset, value| {
-            if let Ok(offset) = offset.try_into() {
+            if offset != CR
+                && let Ok(offset) = offset.try_into()
+            {
                 self.0.write(offset, &value.to_le_bytes());
             }
         })
@@ -78,6 +86,8 @@ mod tests {
         assert!(read(&mut clock, DR).wrapping_sub(now) < 60);
         write(&mut clock, LR, 1000);
         assert!((1000..1060).contains(&read(&mut clock, DR)));
+        write(&mut clock, CR, 1);
+        assert!((1000..1060).contains(&read(&mut clock, DR)), "still set");
         clock.reset();
         assert!(read(&mut clock, DR) >= now);
     }
