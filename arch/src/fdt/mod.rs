@@ -27,8 +27,8 @@ pub struct Description<'a> {
     pub timers: [u32; 4],
     /// Serial port, a PL011.
     pub uart: Option<Device>,
-    /// Real-time clock, a PL031.
-    pub rtc: Device,
+    /// Real-time clock, a PL031 without an alarm.
+    pub rtc: Range,
     /// General-purpose input, a PL061.
     pub gpio: Device,
     /// Which of its lines is the power key.
@@ -126,9 +126,13 @@ pub fn build(machine: &Description<'_>) -> Result<Vec<u8>, Error> {
     gic::node(&mut fdt, &machine.gic)?;
     clock(&mut fdt)?;
     if let Some(uart) = &machine.uart {
-        primecell(&mut fdt, "serial", "arm,pl011", uart, |_| Ok(()))?;
+        primecell(&mut fdt, "serial", "arm,pl011", uart.at, |fdt| {
+            interrupt(fdt, uart.spi)?;
+            fdt.property_array_u32("clocks", &[phandle::CLOCK, phandle::CLOCK])?;
+            strings(fdt, "clock-names", &["uartclk", "apb_pclk"])
+        })?;
     }
-    primecell(&mut fdt, "rtc", "arm,pl031", &machine.rtc, |_| Ok(()))?;
+    primecell(&mut fdt, "rtc", "arm,pl031", machine.rtc, bus_clock)?;
     gpio(&mut fdt, machine)?;
     pci::node(&mut fdt, &machine.pci, machine.gic.takes_messages())?;
     fdt.end_node(root)?;
@@ -232,27 +236,30 @@ fn primecell(
     fdt: &mut FdtWriter,
     name: &str,
     compatible: &str,
-    device: &Device,
+    at: Range,
     more: impl FnOnce(&mut FdtWriter) -> Outcome,
 ) -> Outcome {
-    let node = fdt.begin_node(&format!("{name}@{:x}", device.at.base))?;
+    let node = fdt.begin_node(&format!("{name}@{:x}", at.base))?;
     strings(fdt, "compatible", &[compatible, "arm,primecell"])?;
-    reg(fdt, &[device.at])?;
-    fdt.property_array_u32("interrupts", &[SHARED, device.spi, LEVEL_HIGH])?;
-    if compatible == "arm,pl011" {
-        fdt.property_array_u32("clocks", &[phandle::CLOCK, phandle::CLOCK])?;
-        strings(fdt, "clock-names", &["uartclk", "apb_pclk"])?;
-    } else {
-        fdt.property_u32("clocks", phandle::CLOCK)?;
-        fdt.property_string("clock-names", "apb_pclk")?;
-    }
+    reg(fdt, &[at])?;
     more(fdt)?;
     fdt.end_node(node)
 }
 
+fn interrupt(fdt: &mut FdtWriter, spi: u32) -> Outcome {
+    fdt.property_array_u32("interrupts", &[SHARED, spi, LEVEL_HIGH])
+}
+
+fn bus_clock(fdt: &mut FdtWriter) -> Outcome {
+    fdt.property_u32("clocks", phandle::CLOCK)?;
+    fdt.property_string("clock-names", "apb_pclk")
+}
+
 /// With the keys of `input/gpio-keys.yaml`.
 fn gpio(fdt: &mut FdtWriter, machine: &Description<'_>) -> Outcome {
-    primecell(fdt, "gpio", "arm,pl061", &machine.gpio, |fdt| {
+    primecell(fdt, "gpio", "arm,pl061", machine.gpio.at, |fdt| {
+        interrupt(fdt, machine.gpio.spi)?;
+        bus_clock(fdt)?;
         fdt.property_null("gpio-controller")?;
         fdt.property_u32("#gpio-cells", 2)?;
         fdt.property_null("interrupt-controller")?;

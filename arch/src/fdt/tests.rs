@@ -25,7 +25,7 @@ fn machine(cpus: u32, gic: Gic) -> Description<'static> {
         gic,
         timers: interrupt::TIMERS,
         uart: Some(device(virt::UART, interrupt::UART)),
-        rtc: device(virt::RTC, interrupt::RTC),
+        rtc: virt::RTC,
         gpio: device(virt::GPIO, interrupt::GPIO),
         power_key: 3,
         pci: PciHost {

@@ -78,8 +78,6 @@ pub mod interrupt {
     pub const TIMERS: [u32; 4] = [13, 14, 11, 10];
     /// Shared: serial port.
     pub const UART: u32 = 1;
-    /// Shared: real-time clock.
-    pub const RTC: u32 = 2;
     /// Shared: INTA to INTD of the PCI root bus.
     pub const PCI: [u8; 4] = [3, 4, 5, 6];
     /// Shared: general-purpose input.

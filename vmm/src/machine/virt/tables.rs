@@ -60,7 +60,7 @@ impl Virt {
             gic: gic::for_device_tree(&self.gic),
             timers: interrupt::TIMERS,
             uart: self.uart.as_ref().map(|_| device(map::UART, interrupt::UART)),
-            rtc: device(map::RTC, interrupt::RTC),
+            rtc: map::RTC,
             gpio: device(map::GPIO, interrupt::GPIO),
             power_key: POWER_KEY.into(),
             pci: fdt::PciHost {
