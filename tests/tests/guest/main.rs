@@ -11,6 +11,7 @@ mod control;
 mod disks;
 mod network;
 mod share;
+mod virt;
 mod vsock;
 
 use anyhow::{Context, Result, ensure};

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright The ecr Authors
+
+//! What only the machine type `virt` has: two ways to describe the machine, and Arm's interrupt controller.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use ecr_tests::guest::Boot;
+use ecr_tests::place::{COMPRESSED_KERNEL, KERNEL};
+use ecr_tests::qmp::Qmp;
+use ecr_tests::skip::skip;
+
+use crate::{BAD_ARGUMENTS, ends_well, place, powers_off, value};
+
+/// Which of the two a guest uses.
+const DESCRIPTION: &str = "[ -e /sys/firmware/acpi/tables/APIC ] && echo BY=acpi; \
+                           [ -e /sys/firmware/devicetree/base/psci ] && echo BY=tree; \
+                           echo CPUS=$(nproc); echo MEMORY=$(grep MemTotal /proc/meminfo); \
+                           echo HOST=$(ls -d /sys/devices/pci0000:00 /sys/devices/platform/*/pci0000:00)";
+
+fn only_on_virt() {
+    if !cfg!(target_arch = "aarch64") {
+        skip("the machine type virt is for aarch64");
+    }
+}
+
+fn described_by(boot: Boot, by: &str, cpus: &str, host: &str) -> Result<String> {
+    let said = powers_off(boot.script(DESCRIPTION))?;
+    for (key, wanted) in [("BY", by), ("CPUS", cpus), ("HOST", host)] {
+        ensure!(value(&said, key)? == wanted, "{key} is not {wanted}:\n{said}");
+    }
+    Ok(said)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn acpi_is_preferred_and_pci_is_where_agents_look() -> Result<()> {
+    only_on_virt();
+    let boot = Boot::kernel(&place(), KERNEL).image(&place(), "pmem").with(&["--memory", "256M"]);
+    described_by(boot, "acpi", "1", "/sys/devices/pci0000:00").map(drop)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_device_tree_alone_from_a_disk() -> Result<()> {
+    only_on_virt();
+    let boot = Boot::kernel(&place(), KERNEL).image(&place(), "disk").with(&[
+        "--machine",
+        "virt,acpi=off",
+        "--memory",
+        "256M",
+    ]);
+    described_by(boot, "tree", "1", "/sys/devices/platform/4010000000.pcie/pci0000:00").map(drop)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_device_tree_alone_from_a_disk_with_4_cpus_and_4_gib() -> Result<()> {
+    only_on_virt();
+    let boot = Boot::kernel(&place(), COMPRESSED_KERNEL).image(&place(), "disk").with(&[
+        "--machine",
+        "virt,acpi=off",
+        "--memory",
+        "4G",
+        "--cpus",
+        "4",
+    ]);
+    let host = "/sys/devices/platform/4010000000.pcie/pci0000:00";
+    let said = described_by(boot, "tree", "4", host)?;
+    let digits: String = value(&said, "MEMORY")?.chars().filter(char::is_ascii_digit).collect();
+    ensure!(digits.parse::<u64>()? > 3800 << 10, "{said}");
+    Ok(())
+}
+
+/// The kernel's first instruction is an EFI program's mark as well; without it, the kernel is none.
+#[test]
+#[ignore = "boots a guest"]
+fn a_kernel_without_efi_falls_back_to_the_device_tree() -> Result<()> {
+    const NOP: [u8; 4] = 0xD503_201F_u32.to_le_bytes();
+    only_on_virt();
+    let scratch = tempfile::tempdir()?;
+    let mut kernel = fs::read(place().guest(KERNEL))?;
+    kernel[..4].copy_from_slice(&NOP);
+    let path = scratch.path().join("Image");
+    fs::write(&path, kernel)?;
+    let path = path.display().to_string();
+    let boot = Boot::kernel(&place(), &path).image(&place(), "disk").with(&["--log", "warn"]);
+    let host = "/sys/devices/platform/4010000000.pcie/pci0000:00";
+    let said = described_by(boot, "tree", "1", host)?;
+    ensure!(said.contains("the kernel has no EFI stub"), "{said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn the_power_key_of_a_device_tree_is_answered() -> Result<()> {
+    only_on_virt();
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("qmp.sock");
+    let mut guest = Boot::kernel(&place(), KERNEL)
+        .initrd(&place(), "initrd.img")
+        .with(&["--machine", "virt,acpi=off"])
+        .qmp(&socket)
+        .start()?;
+    guest.wait_ready()?;
+    Qmp::connect(&socket)?.execute("system_powerdown")?;
+    ends_well(guest).map(drop)
+}
+
+/// Devices whose messages came through the ITS, by what /proc/interrupts says.
+fn heard_of(said: &str) -> BTreeSet<&str> {
+    let lines = said.lines().filter(|line| line.contains("ITS-PCI-MSIX"));
+    let heard = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let count: u64 = words.nth(1)?.parse().ok()?;
+        words.last()?.strip_suffix("-req.0").filter(|_| count > 0)
+    });
+    heard.collect()
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn messages_of_8_devices_come_through_the_its() -> Result<()> {
+    only_on_virt();
+    let scratch = tempfile::tempdir()?;
+    let disks: Vec<String> = (0..7)
+        .map(|index| {
+            let path = scratch.path().join(format!("{index}.img"));
+            fs::File::create(&path)?.set_len(1 << 20)?;
+            Ok(path.display().to_string())
+        })
+        .collect::<Result<_>>()?;
+    let arguments: Vec<&str> = disks.iter().flat_map(|disk| ["--disk", disk.as_str()]).collect();
+    for machine in ["virt", "virt,acpi=off"] {
+        let boot = Boot::kernel(&place(), KERNEL)
+            .image(&place(), "disk")
+            .with(&["--machine", machine])
+            .with(&arguments)
+            .script(
+                "for n in a b c d e f g h; do dd if=/dev/vd$n of=/dev/null bs=4k count=1 2>/dev/null; done; \
+                 cat /proc/interrupts",
+            );
+        let said = powers_off(boot)?;
+        ensure!(heard_of(&said).len() == 8, "{machine}: {:?}:\n{said}", heard_of(&said));
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "starts the program"]
+fn what_arm_cannot_do_is_refused_with_one_clear_line() -> Result<()> {
+    only_on_virt();
+    let kernel = place().guest(KERNEL).display().to_string();
+    let image = place().guest("rootfs.img").display().to_string();
+    let scratch = tempfile::tempdir()?;
+    let xz = scratch.path().join("Image.xz");
+    fs::write(&xz, b"\xfd7zXZ\0 and so on")?;
+    let xz = xz.display().to_string();
+    for (arguments, text) in [
+        (vec!["--kernel", xz.as_str()], "xz-compressed"),
+        (vec!["--kernel", &kernel, "--machine", "q35"], "needs an x86_64 host"),
+        (vec!["--kernel", &kernel, "--machine", "virt,gic-version=2", "--cpus", "9"], "GICv2"),
+        (vec!["--kernel", &kernel, "--memory", "256M,max=500000G,slots=1"], "bits would be needed"),
+        (vec!["--kernel", &kernel, "--machine", "virt,acpi=off", "--image", &image], "disk"),
+    ] {
+        let output = std::process::Command::new(place().vmm())
+            .args(&arguments)
+            .output()
+            .context("start ecr-vmm")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{arguments:?}: {said}");
+        ensure!(output.status.code() == Some(BAD_ARGUMENTS), "{arguments:?}: {said}");
+        ensure!(said.contains(text), "{arguments:?} does not say {text:?}: {said}");
+    }
+    Ok(())
+}
