@@ -21,6 +21,9 @@ pub enum Root {
 const X86_64: &str = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 \
                       i8042.noaux=1 noreplace-smp reboot=k cryptomgr.notests net.ifnames=0 pci=lastbus=0";
 const AARCH64: &str = "iommu.passthrough=0";
+/// The console on the serial port.
+const SERIAL_CONSOLE: &str =
+    if cfg!(target_arch = "aarch64") { "console=ttyAMA0" } else { "console=ttyS0" };
 const IOMMU: &str = "intel_iommu=on iommu=pt";
 /// For images of Kata, whose first process is systemd. Our agent, when it is the first process, passes over them.
 const SYSTEMD: &str = "systemd.unit=kata-containers.target systemd.mask=systemd-networkd.service \
@@ -40,7 +43,7 @@ pub fn kernel_cmdline(config: &Config, root: Root) -> String {
         put(IOMMU);
     }
     put(&root_parameters(root, machine.rootfs_type.as_str()));
-    put(if machine.use_legacy_serial { "console=ttyS0" } else { "console=hvc0 console=hvc1" });
+    put(if machine.use_legacy_serial { SERIAL_CONSOLE } else { "console=hvc0 console=hvc1" });
     put(if machine.enable_debug {
         "debug systemd.show_status=true systemd.log_level=debug"
     } else {

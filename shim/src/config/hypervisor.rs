@@ -10,6 +10,12 @@ use toml::Value;
 use super::Table;
 use super::setting::{Honoured, Key, Kind, Setting, choice, mismatch, settings};
 
+/// What can be chosen of the machine: on aarch64, the interrupt controller.
+const GIC_VERSIONS: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["", "gic-version=host", "gic-version=2", "gic-version=3"]
+} else {
+    &[""]
+};
 /// The machine type that this architecture has.
 pub const MACHINE_TYPE: &str = if cfg!(target_arch = "aarch64") { "virt" } else { "q35" };
 /// Megabytes that a machine has unless told otherwise, or told less than [`MIN_MEMORY`].
@@ -139,7 +145,7 @@ settings! {
         /// Machine type, by QEMU's name.
         machine_type: String = MACHINE_TYPE.into(), Honoured::Only(&[MACHINE_TYPE]), machine_type;
         /// More options of the machine, by QEMU's names, comma separated.
-        machine_accelerators: String = String::new(), Honoured::No;
+        machine_accelerators: String = String::new(), Honoured::Only(GIC_VERSIONS);
         /// Features of the processor to add or take away. The guest never has a performance monitor.
         cpu_features: String = String::new(), Honoured::Only(&["", "pmu=off"]);
         /// Kernel parameters, put after all others.

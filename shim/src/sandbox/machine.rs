@@ -94,7 +94,7 @@ pub fn vm_config(request: MachineRequest<'_>) -> Result<VmConfig> {
         name: Some(format!("sandbox-{}", request.id)),
         uuid: Uuid::new_v4(),
         machine: MachineType::native(),
-        gic: GicVersion::Host,
+        gic: gic_version(&machine.machine_accelerators),
         acpi: true,
         // vCPUs and memory cannot be added to a running machine, so there will never be more.
         cpus: CpuConfig { boot: request.size.vcpus, max: request.size.vcpus },
@@ -130,6 +130,15 @@ pub fn vm_config(request: MachineRequest<'_>) -> Result<VmConfig> {
         io_threads: 1,
         bridges: u8::try_from(machine.default_bridges).unwrap_or(u8::MAX),
     })
+}
+
+/// The interrupt controller of aarch64, as an option of QEMU's machine.
+fn gic_version(accelerators: &str) -> GicVersion {
+    match accelerators {
+        "gic-version=2" => GicVersion::V2,
+        "gic-version=3" => GicVersion::V3,
+        _ => GicVersion::Host,
+    }
 }
 
 fn share(machine: &crate::config::Hypervisor, paths: &Paths) -> FsConfig {

@@ -133,7 +133,7 @@ fn check_devices(report: &mut Report) -> bool {
         Ok(()) => report.note(Verdict::Ok, "/dev/kvm can be opened"),
         Err(error) => report.note(
             Verdict::Failed,
-            format!("open /dev/kvm: {error}: load kvm_intel or kvm_amd, and run as root or in the group kvm"),
+            format!("open /dev/kvm: {error}: load its module, if it is one, and run as root or in the group kvm"),
         ),
     }
     for (device, module, without) in [

@@ -57,7 +57,7 @@ impl Kvm {
     pub fn open() -> Result<Self> {
         let kvm = kvm_ioctls::Kvm::new().map_err(|errno| {
             let advice = match errno.errno() {
-                libc::ENOENT => "this machine has no KVM: load the module kvm_intel or kvm_amd, and enable virtualization in its firmware",
+                libc::ENOENT => arch::NO_KVM,
                 libc::EACCES | libc::EPERM => "this user may not use KVM: join the group 'kvm'",
                 _ => "KVM cannot be used",
             };

@@ -34,6 +34,8 @@ const TSS: usize = 0xFEFF_D000;
 /// Pins of the I/O APIC, and of the two 8259s together.
 const IO_APIC_PINS: u32 = 24;
 const PIC_PINS: u32 = 16;
+/// What to do where `/dev/kvm` is not there.
+pub(super) const NO_KVM: &str = "this machine has no KVM: load the module kvm_intel or kvm_amd, and enable virtualization in its firmware";
 /// The interrupt controllers do not look at who sends a message.
 pub(super) const MSI_FLAGS: u32 = 0;
 const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;

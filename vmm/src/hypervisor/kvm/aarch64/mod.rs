@@ -26,6 +26,9 @@ pub(super) use gic::InterruptController;
 
 /// Bits of an address where the host cannot be asked for others.
 const DEFAULT_ADDRESS_BITS: u8 = 40;
+/// What to do where `/dev/kvm` is not there.
+pub(super) const NO_KVM: &str =
+    "this machine has no KVM: it needs a kernel with CONFIG_KVM that firmware starts at EL2";
 /// An ITS translates messages by who sends them.
 pub(super) const MSI_FLAGS: u32 = KVM_MSI_VALID_DEVID;
 /// Interrupts of each processor itself; shared ones follow.
