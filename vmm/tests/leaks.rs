@@ -83,7 +83,7 @@ fn machines_leave_nothing_behind() {
     let rig = rig();
     let before = Holdings::now(rig.dir.path());
     for _ in 0..10 {
-        let (vm, _) = rig.start(|cpu| power_off(cpu));
+        let (vm, _) = rig.start(power_off);
         assert_ne!(Holdings::now(rig.dir.path()), before, "this test can see something");
         vm.send(Command::Cont).unwrap();
         assert_eq!(vm.wait(), ShutdownReason::GuestShutdown);

@@ -89,7 +89,7 @@ fn a_guest_finds_its_network() {
 fn networks_come_and_go_by_descriptors_that_the_caller_closes() {
     let mut rig = Rig::new();
     rig.config.bridges = 1;
-    let (vm, _) = rig.start(|cpu| power_off(cpu));
+    let (vm, _) = rig.start(power_off);
     // Each has the numbers that the one before has had.
     for n in 0..3 {
         let Some(taps) = tap(1) else { return };
