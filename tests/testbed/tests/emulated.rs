@@ -36,12 +36,24 @@ fn run(host: &mut dyn Host, script: &str, seconds: u64) -> Result<(Ending, Strin
 
 #[test]
 #[ignore = "boots the emulated host"]
-fn commands_find_kvm_and_their_files_and_leave_nothing_behind() {
+fn commands_find_kvm_and_their_files_and_leave_nothing_behind_on_x86_64() {
+    commands_find_kvm_and_their_files_and_leave_nothing_behind(Arch::X86_64);
+}
+
+#[test]
+#[ignore = "boots the emulated host"]
+fn commands_find_kvm_and_their_files_and_leave_nothing_behind_on_aarch64() {
+    commands_find_kvm_and_their_files_and_leave_nothing_behind(Arch::Aarch64);
+}
+
+fn commands_find_kvm_and_their_files_and_leave_nothing_behind(arch: Arch) {
     let work = tempfile::tempdir().unwrap();
     std::fs::write(work.path().join("file"), "content").unwrap();
     let given = GivenFile::new("tree", work.path()).unwrap();
-    let mut host = host(Arch::X86_64, &[given]);
+    let mut host = host(arch, &[given]);
 
+    let machine = format!("{}\n", arch.name());
+    assert_eq!(run(&mut host, "uname -m", 60).unwrap(), (Ending::Exited(0), machine));
     let script = "test -c /dev/kvm && test -c /dev/vhost-vsock && test -c /dev/vhost-net && cat $ECR_FILES/tree/file";
     assert_eq!(run(&mut host, script, 60).unwrap(), (Ending::Exited(0), "content".into()));
     assert_eq!(
