@@ -15,3 +15,17 @@ pub fn skip(why: impl Display) -> ! {
     println!("SKIPPED: {why}");
     std::process::exit(77)
 }
+
+/// Whether only those tests are wanted that can tell one architecture from another: because all of them run on another
+/// one in the same go.
+pub fn only_core() -> bool {
+    std::env::var_os("ECR_TEST_CORE").is_some_and(|value| !value.is_empty())
+}
+
+/// The test that calls it sees nothing that depends on the architecture: ends this process as a skipped test where only
+/// others are wanted.
+pub fn same_everywhere() {
+    if only_core() {
+        skip("nothing in it depends on the architecture, and it runs on another one");
+    }
+}

@@ -17,6 +17,7 @@ use ecr_agent_protocol::client::{AgentClient, connect_multiplexed};
 use ecr_agent_protocol::oci;
 use ecr_tests::guest::{Boot, Guest};
 use ecr_tests::place::{KERNEL, Place};
+use ecr_tests::skip::same_everywhere;
 use protobuf::MessageField;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -225,6 +226,7 @@ fn a_sandbox_on_the_root_image() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_sandbox_on_the_initial_ram_disk() -> Result<()> {
+    same_everywhere();
     let (scratch, place) = (tempfile::tempdir()?, Place::from_environment()?);
     let boot = Boot::kernel(&place, KERNEL).initrd(&place, "initrd.img");
     runtime().block_on(async {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use ecr_tests::place::{KERNEL, Place};
+use ecr_tests::skip::same_everywhere;
 use ecr_vmm::control::ShutdownReason;
 use ecr_vmm::{VmOptions, cmdline, hypervisor, start};
 
@@ -73,6 +74,7 @@ impl Holdings {
 #[test]
 #[ignore = "boots guests"]
 fn fifty_boots_in_one_process_leave_nothing_behind() -> Result<()> {
+    same_everywhere();
     let place = Place::from_environment()?;
     let scratch = tempfile::tempdir()?;
     let path = |name: &str| scratch.path().join(name).display().to_string();

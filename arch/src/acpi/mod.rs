@@ -41,6 +41,8 @@ pub struct PciHost {
     pub io_in_memory: Option<u64>,
     /// Configuration address and data ports, if there are any.
     pub config_ports: Option<Range>,
+    /// The operating system must not give other addresses to what is there: bridges have room for what may come.
+    pub keep_addresses: bool,
     /// Interrupt pins that are wired.
     pub interrupts: Vec<PciInterrupt>,
     /// How devices are added to a running machine; `None` if they cannot be.

@@ -4,13 +4,20 @@
 //! The PCI host bridge (ACPI 6.5, section 6; PCI Firmware Specification 3.3, section 4). Left out: `_OSC`, so that native
 //! PCIe services stay off and ACPI alone hot-plugs.
 
-use acpi_tables::aml::{AddressSpace, AddressSpaceCacheable, EISAName, Memory32Fixed, Package};
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Arg, BufferData, EISAName, Equal, If, Memory32Fixed,
+    Method, Package, Return, Uuid, ZERO,
+};
 
 use super::aml::{
     Encoded, device, encoded, hardware_id, io_ports, low16, low32, name, references, resources,
 };
 use super::{PciHost, PciInterrupt, Registers, pcihp};
 use crate::layout::{GIB, Range};
+
+/// The functions that PCI host bridges have.
+const HOST_BRIDGE_DSM: &str = "E5C937D0-3553-4D7A-9117-EA4D19C3434D";
 
 pub(super) fn host_bridge(pci: &PciHost) -> Encoded {
     let last_bus = u16::try_from((pci.ecam.size >> 20).saturating_sub(1)).unwrap_or(255);
@@ -27,10 +34,29 @@ pub(super) fn host_bridge(pci: &PciHost) -> Encoded {
         resources(&windows),
         interrupt_routes(&pci.interrupts),
     ];
+    if pci.keep_addresses {
+        children.push(keep_addresses());
+    }
     if let Some(hotplug) = &pci.hotplug {
         children.extend(pcihp::host_bridge(hotplug));
     }
     device("PCI0", &children)
+}
+
+/// `_DSM`, function 5 (PCI Firmware Specification 3.3, section 4.6.5): 0 says that boot configurations must be kept.
+/// Where there is no such word, Linux on arm64 begins anew, and leaves no room behind a bridge without devices.
+fn keep_addresses() -> Encoded {
+    const KEEP: u8 = 5;
+    const FUNCTIONS: u8 = 1 | 1 << KEEP;
+    let answer = |function: u8, with: &dyn Aml| {
+        let answer = Return::new(with);
+        encoded(&If::new(&Equal::new(&Arg(2), &function), vec![&answer]))
+    };
+    let known = [answer(0, &BufferData::new(vec![FUNCTIONS])), answer(KEEP, &ZERO)];
+    let uuid = Uuid::new(HOST_BRIDGE_DSM);
+    let ours = encoded(&If::new(&Equal::new(&Arg(0), &uuid), references(&known)));
+    let others = encoded(&Return::new(&BufferData::new(vec![0])));
+    encoded(&Method::new("_DSM".into(), 4, true, vec![&ours, &others]))
 }
 
 fn io_window(pci: &PciHost) -> Encoded {

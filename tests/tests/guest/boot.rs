@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::place::{COMPRESSED_KERNEL, KERNEL};
 use ecr_tests::qmp::Qmp;
+use ecr_tests::skip::same_everywhere;
 
 use crate::{BAD_ARGUMENTS, PANICKED, ends_well, place, powers_off, value};
 
@@ -136,6 +137,7 @@ fn a_panic_ends_with_status_3_and_says_so() -> Result<()> {
 #[test]
 #[ignore = "starts the program"]
 fn what_cannot_work_is_refused_with_one_clear_line() -> Result<()> {
+    same_everywhere();
     let scratch = tempfile::tempdir()?;
     let in_use = scratch.path().join("in-use.sock");
     let _listener = UnixListener::bind(&in_use)?;

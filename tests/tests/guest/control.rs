@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
+use ecr_tests::skip::same_everywhere;
 
 use crate::{ends_well, place};
 
@@ -44,6 +45,7 @@ fn qmp_stops_and_continues_a_guest() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_console_socket_that_nobody_reads_does_not_stop_the_guest() -> Result<()> {
+    same_everywhere();
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("console.sock");
     let boot = Boot::kernel(&place(), KERNEL)

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
-use ecr_tests::skip::skip;
+use ecr_tests::skip::{same_everywhere, skip};
 use serde_json::json;
 
 use crate::{ends_well, place, powers_off, value};
@@ -91,6 +91,7 @@ impl Drop for LoopDevice {
 #[test]
 #[ignore = "boots a guest"]
 fn a_block_device_of_4_kib_sectors_is_written_past_the_page_cache() -> Result<()> {
+    same_everywhere();
     if !Path::new("/dev/loop-control").exists() {
         skip("this host has no /dev/loop-control");
     }
@@ -170,6 +171,7 @@ fn a_disk_is_plugged_in_and_out_of_a_running_guest_20_times() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_disk_that_shrinks_gives_the_guest_an_error_and_nothing_else() -> Result<()> {
+    same_everywhere();
     let scratch = tempfile::tempdir_in("/var/tmp")?;
     let disk = gibibyte(scratch.path())?;
     let mut guest = Boot::kernel(&place(), KERNEL)

@@ -12,7 +12,7 @@ use ecr_devices::backend::tap::Tap;
 use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
-use ecr_tests::skip::skip;
+use ecr_tests::skip::{same_everywhere, skip};
 use serde_json::json;
 
 use crate::{ends_well, place, powers_off, value};
@@ -94,6 +94,7 @@ fn a_guest_is_on_the_network_through_the_kernel() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_nic_is_plugged_in_and_out_of_a_running_guest_5_times() -> Result<()> {
+    same_everywhere();
     let tap = HostTap::new("ecr-test2", "192.0.2.1/24")?;
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("qmp.sock");

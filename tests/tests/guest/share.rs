@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
-use ecr_tests::skip::skip;
+use ecr_tests::skip::{same_everywhere, skip};
 
 use crate::{ends_well, place, powers_off, value};
 
@@ -78,6 +78,7 @@ fn a_directory_is_shared_both_ways() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn a_guest_outlives_the_daemon_of_its_directory() -> Result<()> {
+    same_everywhere();
     let scratch = tempfile::tempdir()?;
     let (socket, control) = (scratch.path().join("fs.sock"), scratch.path().join("qmp.sock"));
     let daemon = Virtiofsd::start(scratch.path(), &socket)?;

@@ -12,7 +12,7 @@ use ecr_agent_protocol::client::AgentClient;
 use ecr_agent_protocol::health::CheckRequest;
 use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
-use ecr_tests::skip::skip;
+use ecr_tests::skip::{same_everywhere, skip};
 use ttrpc::context;
 
 use crate::place;
@@ -52,6 +52,7 @@ fn the_agent_answers_over_vhost_vsock() -> Result<()> {
 #[test]
 #[ignore = "boots a guest"]
 fn the_agent_answers_over_the_userspace_vsock() -> Result<()> {
+    same_everywhere();
     let scratch = tempfile::tempdir()?;
     let socket = scratch.path().join("vsock.sock");
     let mut guest = Boot::kernel(&place(), KERNEL)

@@ -199,6 +199,8 @@ impl Q35 {
                 ecam: Range::new(map::ECAM.base, self.slots.buses() * Ecam::BYTES_PER_BUS),
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: map::PCI_WINDOW_IO,
+                // On x86 that is what operating systems do unasked.
+                keep_addresses: false,
                 io_in_memory: None,
                 config_ports: Some(Range::new(port::PCI_CONFIG.into(), ConfigPorts::SIZE)),
                 interrupts: self.slots.interrupts(),

@@ -29,6 +29,7 @@ fn machine(max_cpus: u32, nvdimms: Vec<u64>) -> Description {
             memory: vec![q35::PCI_WINDOW_32, map.pci_window_64],
             io: q35::PCI_WINDOW_IO,
             io_in_memory: None,
+            keep_addresses: false,
             config_ports: Some(Range::new(0xCF8, 8)),
             interrupts: (1..4)
                 .map(|slot| PciInterrupt { slot, pin: 0, gsi: 16 + u32::from(slot) })

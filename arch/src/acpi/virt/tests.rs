@@ -24,6 +24,7 @@ fn machine(cpus: u32, gic: Gic) -> Description {
             memory: vec![virt::PCI_WINDOW_32, map.pci_window_64],
             io: Range::new(0, virt::PCI_WINDOW_IO.size),
             io_in_memory: Some(virt::PCI_WINDOW_IO.base),
+            keep_addresses: true,
             config_ports: None,
             interrupts: (1..4)
                 .map(|slot| PciInterrupt { slot, pin: 0, gsi: spi(3 + u32::from(slot) % 4) })

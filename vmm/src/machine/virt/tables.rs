@@ -119,6 +119,7 @@ impl Virt {
                 memory: vec![map::PCI_WINDOW_32, self.map.pci_window_64],
                 io: Range::new(0, map::PCI_WINDOW_IO.size),
                 io_in_memory: Some(map::PCI_WINDOW_IO.base),
+                keep_addresses: true,
                 config_ports: None,
                 interrupts: interrupts
                     .map(|pin| PciInterrupt { gsi: spi(pin.gsi), ..pin })
