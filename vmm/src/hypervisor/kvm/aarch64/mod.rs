@@ -63,11 +63,11 @@ pub(super) fn create_vm(
     kvm: &Kvm,
     address_bits: u8,
 ) -> std::result::Result<VmFd, kvm_ioctls::Error> {
-    match address_bits {
-        // The one size that needs no asking, and that old hosts have alone.
-        DEFAULT_ADDRESS_BITS => kvm.create_vm_with_type(0),
-        bits => kvm.create_vm_with_ipa_size(bits.into()),
+    // Old hosts have the one size that needs no asking.
+    if kvm.get_host_ipa_limit() == 0 || address_bits == DEFAULT_ADDRESS_BITS {
+        return kvm.create_vm_with_type(0);
     }
+    kvm.create_vm_with_ipa_size(address_bits.into())
 }
 
 /// The number of shared peripheral interrupt `spi` in KVM_IRQ_LINE.
