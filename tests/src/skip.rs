@@ -12,7 +12,8 @@ pub struct Skipped(pub &'static str);
 
 /// Ends this process as a skipped test, which is what the runner takes this line and this exit status for.
 pub fn skip(why: impl Display) -> ! {
-    println!("SKIPPED: {why}");
+    // The test harness has begun a line with the test's name.
+    println!("\nSKIPPED: {why}");
     std::process::exit(77)
 }
 
