@@ -26,11 +26,11 @@ use kvm_ioctls::{DeviceFd, VmFd};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
-use super::super::super::{Gic, GicParts, GicSupport, Result};
-use super::super::irq::MsiController;
-use super::super::{error, refused};
 use super::gic_reset::Registers;
 use super::v2m::Frame;
+use crate::hypervisor::kvm::irq::MsiController;
+use crate::hypervisor::kvm::{error, refused};
+use crate::hypervisor::{Gic, GicParts, GicSupport, Result};
 
 const V2: kvm_device_type = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2;
 const V3: kvm_device_type = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3;
@@ -43,7 +43,7 @@ ioctl_iowr_nr!(KVM_CREATE_DEVICE, KVMIO, 0xe0, kvm_create_device);
 
 /// The GIC of a VM, once it is created.
 #[derive(Debug)]
-pub(in super::super) struct InterruptController {
+pub(in crate::hypervisor::kvm) struct InterruptController {
     vm: Arc<VmFd>,
     created: OnceLock<Created>,
 }
@@ -69,11 +69,11 @@ struct Complete {
 }
 
 impl InterruptController {
-    pub(in super::super) fn new(vm: &Arc<VmFd>) -> Result<Self> {
+    pub(in crate::hypervisor::kvm) fn new(vm: &Arc<VmFd>) -> Result<Self> {
         Ok(Self { vm: Arc::clone(vm), created: OnceLock::new() })
     }
 
-    pub(in super::super) fn gic_support(&self) -> GicSupport {
+    pub(in crate::hypervisor::kvm) fn gic_support(&self) -> GicSupport {
         let has = |type_| {
             let mut device = kvm_create_device { type_, fd: 0, flags: KVM_CREATE_DEVICE_TEST };
             // SAFETY: the structure is what the ioctl takes, and with this flag nothing is created.
@@ -82,7 +82,7 @@ impl InterruptController {
         GicSupport { v2: has(V2), v3: has(V3), its: has(ITS) }
     }
 
-    pub(in super::super) fn create_gic(&self, spec: &Gic) -> Result<()> {
+    pub(in crate::hypervisor::kvm) fn create_gic(&self, spec: &Gic) -> Result<()> {
         let gic = match &spec.parts {
             GicParts::V2 { cpu_interface, .. } => {
                 let gic = self.create(V2, "a GICv2")?;
@@ -111,7 +111,7 @@ impl InterruptController {
             .map_err(|_| error("create the GIC a second time", io::ErrorKind::AlreadyExists))
     }
 
-    pub(in super::super) fn complete_vcpus(&self, vcpus: u32) -> Result<()> {
+    pub(in crate::hypervisor::kvm) fn complete_vcpus(&self, vcpus: u32) -> Result<()> {
         let created = self.created()?;
         control(&created.gic, KVM_DEV_ARM_VGIC_CTRL_INIT)
             .map_err(refused(format!("initialise the GIC for {vcpus} vCPUs")))?;
@@ -131,7 +131,7 @@ impl InterruptController {
             .map_err(|_| error("initialise the GIC a second time", io::ErrorKind::AlreadyExists))
     }
 
-    pub(in super::super) fn reset(&self) -> Result<()> {
+    pub(in crate::hypervisor::kvm) fn reset(&self) -> Result<()> {
         let created = self.created()?;
         let Some(Complete { vcpus, its }) = created.complete.get() else { return Ok(()) };
         if let Some(its) = its {
@@ -143,7 +143,7 @@ impl InterruptController {
             .map_err(refused("reset the GIC"))
     }
 
-    pub(in super::super) fn msi(&self) -> Arc<dyn MsiSink> {
+    pub(in crate::hypervisor::kvm) fn msi(&self) -> Arc<dyn MsiSink> {
         match self.created.get() {
             Some(created) => Arc::clone(&created.msi),
             None => Arc::new(MsiController::new(Arc::clone(&self.vm), Vec::new())),

@@ -11,9 +11,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::DeviceFd;
 
-use super::super::super::{Gic, GicParts};
 use super::gic::set;
 use super::system_register;
+use crate::hypervisor::{Gic, GicParts};
 use ecr_arch::arm64::id::affinity;
 
 type Outcome = std::result::Result<(), kvm_ioctls::Error>;

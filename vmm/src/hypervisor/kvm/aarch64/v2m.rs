@@ -13,8 +13,8 @@ use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::super::irq::os_error;
 use super::{PRIVATE_INTERRUPTS, line};
+use crate::hypervisor::kvm::irq::os_error;
 
 /// The frame to which messages are sent.
 #[derive(Debug)]
