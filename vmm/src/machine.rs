@@ -52,6 +52,8 @@ pub(crate) struct Machine {
     hypervisor: Arc<dyn Hypervisor>,
     /// What the first vCPU says of itself.
     facts: VcpuFacts,
+    /// The guest has ACPI.
+    acpi: bool,
     vm: Arc<dyn Vm>,
 }
 
@@ -108,6 +110,7 @@ impl Machine {
             mailbox: Arc::clone(mailbox),
             hypervisor,
             facts: VcpuFacts::default(),
+            acpi: true,
             vm: Arc::clone(&vm),
         };
         machine.plug_all()?;
@@ -149,7 +152,7 @@ impl Machine {
     }
 
     /// Put kernel, initrd and tables into memory; returns how each vCPU starts.
-    fn load(&self) -> Result<Vec<VcpuSetup>, StartError> {
+    fn load(&mut self) -> Result<Vec<VcpuSetup>, StartError> {
         let initrd_size = match &self.boot.initrd {
             None => None,
             Some(initrd) => Some(
@@ -171,6 +174,7 @@ impl Machine {
             .boot(&request)
             .map_err(|source| StartError::Kernel { path: kernel.path().to_owned(), source })?;
         self.boot.load(&boot.loads, &self.memory.view())?;
+        self.acpi = boot.acpi;
         Ok(boot.setups)
     }
 

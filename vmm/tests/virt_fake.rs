@@ -124,12 +124,17 @@ fn without_acpi_there_is_the_device_tree_alone() {
     without_acpi.config.acpi = false;
     without_acpi.config.boot.cmdline = "quiet".into();
     for mut rig in [without_efi, without_acpi] {
-        let reason = run(&rig, |cpu| {
+        rig.config.bridges = 1;
+        let (vm, _) = rig.start(|cpu| {
             assert_eq!(property(cpu, TREE, "chosen", "linux,uefi-system-table"), None);
             assert_eq!(bootargs(cpu), "quiet\0");
             power_off(cpu)
         });
-        assert_eq!(reason, ShutdownReason::GuestShutdown);
+        let late = Command::AddDisk(disk("late", rig.image("late.img")));
+        let text = vm.send(late).unwrap_err().to_string();
+        assert!(text.contains("would not learn of new devices"), "{text}");
+        vm.send(Command::Cont).unwrap();
+        assert_eq!(vm.wait(), ShutdownReason::GuestShutdown);
         let image = rig.dir.path().join("image");
         fs::File::create(&image).unwrap().set_len(2 * MIB).unwrap();
         rig.config.nvdimm = Some(NvdimmConfig { id: "image".into(), path: image });

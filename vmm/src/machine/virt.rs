@@ -161,7 +161,7 @@ impl Board for Virt {
         plan.loads.extend(self.tables(request, &plan)?);
         let setup = |index| VcpuSetup::Arm((index == 0).then_some(plan.regs));
         let setups = (0..config.cpus.boot).map(setup).collect();
-        Ok(Boot { loads: plan.loads, setups })
+        Ok(Boot { loads: plan.loads, setups, acpi: config.acpi && plan.efi })
     }
 
     fn assign_bars(&self) -> Result<(), NoRoom> {
