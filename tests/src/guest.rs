@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::place::Place;
 
 /// Longer than anything takes in an emulated host, and shorter than a test's time limit.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(400);
 
 /// What is to be booted.
 #[derive(Debug)]

@@ -20,6 +20,12 @@ pub struct Place {
     files: PathBuf,
 }
 
+/// How many of something are enough: `hardware` on a real host, and `emulated` where software plays one.
+#[must_use]
+pub fn enough(hardware: usize, emulated: usize) -> usize {
+    if env::var_os("ECR_EMULATED").is_some() { emulated } else { hardware }
+}
+
 impl Place {
     /// The place that the testbed's program has prepared.
     ///

@@ -65,8 +65,8 @@ pub fn network(bridge: &str, paths: &Paths) -> String {
     )
 }
 
-/// Seconds that an agent has: for twenty guests that boot at once on an emulated host of one processor.
-pub const DIAL_TIMEOUT: u32 = 240;
+/// Seconds that an agent has: for ten guests that boot at once on an emulated host of one processor.
+pub const DIAL_TIMEOUT: u32 = 480;
 
 /// What a user reads, so that it is tested.
 const DOCUMENTATION: &str = include_str!("../../../docs/containerd.md");

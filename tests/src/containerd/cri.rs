@@ -22,7 +22,7 @@ use cri::{
 };
 
 /// Longer than any call takes in an emulated host, and shorter than a test's time limit.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// A pod to be run.
 #[derive(Debug, Clone)]

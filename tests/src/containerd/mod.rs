@@ -36,7 +36,7 @@ use leaks::Holdings;
 pub use process::HostProcess;
 
 /// For one command of `ctr`, in an emulated host.
-pub const LIMIT: Duration = Duration::from_secs(300);
+pub const LIMIT: Duration = Duration::from_secs(600);
 /// For containerd to come up.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Our shim, by the name that containerd looks for, and that it starts itself again with.

@@ -20,6 +20,8 @@ use crate::tool;
 pub const FILES_DIRECTORY: &str = "/files";
 /// The variable that names the directory.
 pub const FILES_VARIABLE: &str = "ECR_FILES";
+/// Set in an emulated host: what runs there is many times slower than on hardware.
+pub const EMULATED_VARIABLE: &str = "ECR_EMULATED";
 /// Where commands in the emulated host leave files to collect.
 pub const COLLECT_DIRECTORY: &str = "/var/collect";
 /// The variable that names the directory to leave files in.

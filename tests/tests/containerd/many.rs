@@ -9,22 +9,25 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use ecr_tests::containerd::{Containerd, Runtime};
+use ecr_tests::place::enough;
 
 tests_on! {
-    v1_7: V1_7, [twenty_sandboxes_run_at_once, a_hundred_come_and_go];
+    v1_7: V1_7, [sandboxes_run_at_once, many_come_and_go];
 }
 
-const AT_ONCE: usize = 20;
-const CYCLES: usize = 100;
-/// Of the hundred, at one time: as many as keep two processors busy.
+/// How many, on hardware and in an emulated host, whose one processor boots ten guests in minutes. What is left behind or
+/// mixed up shows with fewer as well.
+const AT_ONCE: (usize, usize) = (20, 10);
+const CYCLES: (usize, usize) = (100, 30);
+/// Of those cycles, at one time: as many as keep two processors busy.
 const LANES: usize = 2;
 
-fn twenty_sandboxes_run_at_once(containerd: &mut Containerd) -> Result<()> {
-    let containerd = &*containerd;
+fn sandboxes_run_at_once(containerd: &mut Containerd) -> Result<()> {
+    let (containerd, at_once) = (&*containerd, enough(AT_ONCE.0, AT_ONCE.1));
     let each = |work: &(dyn Fn(String) -> Result<()> + Sync)| {
         thread::scope(|scope| {
             let runs: Vec<_> =
-                (0..AT_ONCE).map(|n| scope.spawn(move || work(format!("t{n}")))).collect();
+                (0..at_once).map(|n| scope.spawn(move || work(format!("t{n}")))).collect();
             runs.into_iter().try_for_each(|run| run.join().unwrap())
         })
     };
@@ -33,7 +36,7 @@ fn twenty_sandboxes_run_at_once(containerd: &mut Containerd) -> Result<()> {
         containerd.run_detached(Runtime::wanted(), &[], &id, &script)
     })?;
     let list = containerd.ctr(&["tasks", "ls"])?.expect(0)?.text();
-    ensure!(list.matches("RUNNING").count() == AT_ONCE, "{list}");
+    ensure!(list.matches("RUNNING").count() == at_once, "{list}");
     each(&|id| {
         let said = containerd.exec(&id, "cat /tmp/me")?.expect(0)?.text();
         ensure!(said.trim() == id, "{said}");
@@ -41,14 +44,14 @@ fn twenty_sandboxes_run_at_once(containerd: &mut Containerd) -> Result<()> {
     })
 }
 
-fn a_hundred_come_and_go(containerd: &mut Containerd) -> Result<()> {
-    let containerd = &*containerd;
+fn many_come_and_go(containerd: &mut Containerd) -> Result<()> {
+    let (containerd, cycles) = (&*containerd, enough(CYCLES.0, CYCLES.1));
     let next = AtomicUsize::new(0);
     let started = Instant::now();
     let lane = || -> Result<()> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            if n >= CYCLES {
+            if n >= cycles {
                 return Ok(());
             }
             let code = i32::try_from(n % 7)?;
@@ -60,6 +63,6 @@ fn a_hundred_come_and_go(containerd: &mut Containerd) -> Result<()> {
         let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
         lanes.into_iter().try_for_each(|lane| lane.join().unwrap())
     })?;
-    println!("{CYCLES} in {:.1} s", started.elapsed().as_secs_f64());
+    println!("{cycles} in {:.1} s", started.elapsed().as_secs_f64());
     Ok(())
 }

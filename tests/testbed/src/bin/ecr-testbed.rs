@@ -14,7 +14,7 @@ use ecr_testbed::arch::Arch;
 use ecr_testbed::choice::{self, Choice, Place, Wish};
 use ecr_testbed::emulated::{self, Emulated};
 use ecr_testbed::exec::{CommandSpec, Stream};
-use ecr_testbed::files::GivenFile;
+use ecr_testbed::files::{EMULATED_VARIABLE, GivenFile};
 use ecr_testbed::host::Host;
 use ecr_testbed::image::Image;
 use ecr_testbed::interrupt;
@@ -247,7 +247,7 @@ impl HostArgs {
         let arch = arch_or_native(self.arch)?;
         let choice = self.choice()?;
         let files: Vec<GivenFile> = self.files.iter().chain(more).cloned().collect();
-        let environment = self
+        let mut environment = self
             .env
             .iter()
             .map(|pair| {
@@ -260,6 +260,7 @@ impl HostArgs {
         Ok(match choice.place {
             Place::Native => vec![Box::new(Native::new(&files, &environment)?)],
             Place::Testbed => {
+                environment.push((EMULATED_VARIABLE.into(), "1".into()));
                 let options = emulated::Options {
                     arch,
                     memory_mib: self.memory,
