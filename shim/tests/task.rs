@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{self, Status};
 use containerd_shim_protos::events::task::TaskExit;
-use ecr_shim::sandbox::SandboxEvent;
 use fake::harness::{LIMIT, Shim, delete, exec, kill, limit, refusal, start, state, until, wait};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
@@ -403,9 +402,9 @@ async fn a_sandbox_that_dies_takes_all_with_it_and_says_why() {
     let client = shim.client().await;
     shim.run(&client, shim.create("s1", "trap '' TERM; sleep 100", json!({}))).await;
     client.exec(limit(), &exec("s1", "x1", "sleep 100")).await.unwrap();
-    shim.launcher.happen(SandboxEvent::OutOfMemory("s1".into()));
+    shim.launcher.lack_memory("s1");
     shim.until_topic("/tasks/oom", 1).await;
-    shim.launcher.happen(SandboxEvent::Died("the guest's kernel panicked".into()));
+    shim.launcher.die("the guest's kernel panicked").await;
     client.wait(limit(), &wait("s1", "")).await.unwrap();
     until(|| shim.launcher.noted("stop")).await;
     let stats = api::StatsRequest { id: "s1".into(), ..Default::default() };

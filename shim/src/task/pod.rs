@@ -26,6 +26,9 @@ use crate::sandbox::{Launched, Launcher, Sandbox, SandboxEvent};
 /// How long a sandbox may take to stop.
 const STOP: Duration = Duration::from_secs(60);
 
+/// How long the word of a sandbox's death may be on its way, once the sandbox does not answer.
+const VERDICT: Duration = Duration::from_secs(3);
+
 /// How long the end may be put off by containers that are being created, or undone.
 const UNDO: Duration = Duration::from_secs(60);
 
@@ -206,6 +209,14 @@ impl Pod {
         let reason = died.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
         // The sender is ours.
         reason.unwrap_or_default()
+    }
+
+    /// The sandbox does not answer: let it be known whether it has died before anybody acts on that.
+    pub(super) async fn hear_of_death(&self) {
+        // One that is being stopped does not answer either.
+        if matches!(&*self.vm.lock(), Vm::Running(_)) {
+            let _ = timeout(VERDICT, self.died()).await;
+        }
     }
 
     /// An error of a sandbox that has died says why.

@@ -162,10 +162,16 @@ async fn follow(
         waited = sandbox.wait(process.id()) => waited,
         reason = pod.died() => Err(Error::new(Kind::Unavailable, &*reason)),
     };
-    let status = waited.unwrap_or_else(|error| {
-        log::warn!("nobody knows how {} ended: {error}", process.name());
-        UNKNOWN_STATUS
-    });
+    let status = match waited {
+        Ok(status) => status,
+        Err(error) => {
+            log::warn!("nobody knows how {} ended: {error}", process.name());
+            if error.kind() == Kind::Unavailable {
+                pod.hear_of_death().await;
+            }
+            UNKNOWN_STATUS
+        }
+    };
     let at = SystemTime::now();
     copying.stop_input();
     let drained = copying.drain().await;

@@ -32,7 +32,7 @@ use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use parking_lot::Mutex;
 use process::Running;
 use protobuf::MessageField;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Makes fake sandboxes. Clones share their notes.
 #[derive(Clone, Default)]
@@ -45,6 +45,8 @@ struct Shared {
     notes: Mutex<Vec<String>>,
     events: Mutex<Option<mpsc::UnboundedSender<SandboxEvent>>>,
     processes: Mutex<HashMap<(String, String), Arc<Running>>>,
+    /// The agent cannot be reached any more.
+    lost: watch::Sender<bool>,
 }
 
 pub struct FakeSandbox {
@@ -63,18 +65,27 @@ impl FakeLauncher {
         self.notes().iter().any(|noted| noted == note)
     }
 
-    /// Something happens in the sandbox on its own.
-    pub fn happen(&self, event: SandboxEvent) {
-        if let SandboxEvent::Died(_) = event {
-            self.shared.kill_all();
-        }
-        self.shared.events.lock().as_ref().unwrap().send(event).unwrap();
+    /// Memory is short in a container.
+    pub fn lack_memory(&self, container: &str) {
+        self.shared.tell(SandboxEvent::OutOfMemory(container.into()));
+    }
+
+    /// The sandbox dies, which its processes are the first to show.
+    pub async fn die(&self, why: &str) {
+        self.shared.lost.send_replace(true);
+        self.shared.kill_all();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.shared.tell(SandboxEvent::Died(why.into()));
     }
 }
 
 impl Shared {
     fn note(&self, note: String) {
         self.notes.lock().push(note);
+    }
+
+    fn tell(&self, event: SandboxEvent) {
+        self.events.lock().as_ref().unwrap().send(event).unwrap();
     }
 
     fn kill_all(&self) {
@@ -190,7 +201,13 @@ impl Sandbox for FakeSandbox {
     }
 
     async fn wait(&self, id: ProcessId<'_>) -> Result<u32> {
-        Ok(self.shared.process(id)?.wait().await)
+        let process = self.shared.process(id)?;
+        let mut lost = self.shared.lost.subscribe();
+        tokio::select! {
+            biased;
+            _ = lost.wait_for(|&lost| lost) => Err(Error::new(Kind::Unavailable, "Dead agent")),
+            status = process.wait() => Ok(status),
+        }
     }
 
     async fn write_stdin(&self, id: ProcessId<'_>, data: &[u8]) -> Result<usize> {
