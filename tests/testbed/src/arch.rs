@@ -19,6 +19,18 @@ pub enum Arch {
     Aarch64,
 }
 
+/// Version of an Arm host's interrupt controller, and so of those that its KVM has for guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Gic {
+    /// As on boards with a Cortex-A72 and older.
+    #[value(name = "2")]
+    V2,
+    /// As on servers.
+    #[default]
+    #[value(name = "3")]
+    V3,
+}
+
 impl Arch {
     /// This machine's, if the testbed knows it.
     #[must_use]
@@ -79,19 +91,20 @@ impl Arch {
     /// what the emulator would warn that it cannot do; on aarch64 neoverse-n1 has VHE but neither pointer
     /// authentication nor SVE, which cost the emulator most: `max` without these, and neoverse-n2, are not faster.
     #[must_use]
-    pub fn machine(self) -> [&'static str; 4] {
-        match self {
-            Self::X86_64 => [
-                "-machine",
-                "q35,usb=off,vmport=off",
-                "-cpu",
+    pub fn machine(self, gic: Gic) -> [&'static str; 4] {
+        let machine = match (self, gic) {
+            (Self::X86_64, _) => "q35,usb=off,vmport=off",
+            (Self::Aarch64, Gic::V2) => "virt,virtualization=on,gic-version=2",
+            (Self::Aarch64, Gic::V3) => "virt,virtualization=on,gic-version=3",
+        };
+        let processor = match self {
+            Self::X86_64 => {
                 "EPYC,+svm,+npt,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,\
-                 -nrip-save,-xsavec",
-            ],
-            Self::Aarch64 => {
-                ["-machine", "virt,virtualization=on,gic-version=3", "-cpu", "neoverse-n1"]
+                 -nrip-save,-xsavec"
             }
-        }
+            Self::Aarch64 => "neoverse-n1",
+        };
+        ["-machine", machine, "-cpu", processor]
     }
 
     /// The kernel's name of the first serial line.

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 use tempfile::TempDir;
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Gic};
 use crate::exec::{CommandSpec, Ending};
 use crate::files::{
     self, COLLECT_DIRECTORY, COLLECT_VARIABLE, FILES_DIRECTORY, FILES_VARIABLE, GivenFile,
@@ -37,6 +37,8 @@ const GRACE: Duration = Duration::from_secs(60);
 pub struct Options {
     /// Which architecture to play.
     pub arch: Arch,
+    /// Its interrupt controller on aarch64.
+    pub gic: Gic,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Processors.
@@ -192,6 +194,7 @@ impl Booted {
         write_initramfs(options.arch, image, &initramfs)?;
         let (qemu, channel) = Qemu::start(&Machine {
             arch: options.arch,
+            gic: options.gic,
             kernel: &image.kernel(),
             initramfs: &initramfs,
             root: &image.disk(),

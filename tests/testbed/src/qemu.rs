@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use rustix::process::Signal;
 
-use crate::arch::Arch;
+use crate::arch::{Arch, Gic};
 use crate::emulator::Emulator;
 use crate::protocol::PORT_NAME;
 
@@ -40,6 +40,8 @@ const CONSOLE_LINES: usize = 40;
 pub struct Machine<'a> {
     /// Which architecture.
     pub arch: Arch,
+    /// Its interrupt controller on aarch64.
+    pub gic: Gic,
     /// The kernel.
     pub kernel: &'a Path,
     /// Its initramfs.
@@ -125,7 +127,7 @@ fn arguments(machine: &Machine<'_>, channel: i32) -> Vec<String> {
     let drive = |path: &Path| path.display().to_string().replace(',', ",,");
     let console = machine.arch.console();
     let mut arguments: Vec<String> =
-        machine.arch.machine().into_iter().map(ToOwned::to_owned).collect();
+        machine.arch.machine(machine.gic).into_iter().map(ToOwned::to_owned).collect();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     add("-accel", "tcg,thread=multi,tb-size=512".into());
     add("-m", format!("{}M", machine.memory_mib));

@@ -8,14 +8,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ecr_testbed::arch::Arch;
+use ecr_testbed::arch::{Arch, Gic};
 use ecr_testbed::emulated::{Emulated, Options};
 use ecr_testbed::exec::{CommandSpec, Ending, Stream};
 use ecr_testbed::files::GivenFile;
 use ecr_testbed::host::Host;
 
 fn host(arch: Arch, given: &[GivenFile]) -> Emulated {
-    let options = Options { arch, memory_mib: 2048, cpus: 2, show_console: false };
+    let options =
+        Options { arch, gic: Gic::default(), memory_mib: 2048, cpus: 2, show_console: false };
     Emulated::new(options, given, &[("GIVEN".into(), "by the caller".into())])
 }
 

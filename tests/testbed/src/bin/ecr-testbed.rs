@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use ecr_testbed::arch::Arch;
+use ecr_testbed::arch::{Arch, Gic};
 use ecr_testbed::choice::{self, Choice, Place, Wish};
 use ecr_testbed::emulated::{self, Emulated};
 use ecr_testbed::exec::{CommandSpec, Stream};
@@ -124,6 +124,9 @@ struct HostArgs {
     /// and so guests or the host.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u32,
+    /// Version of the emulated host's interrupt controller on aarch64.
+    #[arg(long, value_enum, value_name = "VERSION", default_value = "3")]
+    gic: Gic,
     /// Print the emulated host's console.
     #[arg(long)]
     console: bool,
@@ -263,6 +266,7 @@ impl HostArgs {
                 environment.push((EMULATED_VARIABLE.into(), "1".into()));
                 let options = emulated::Options {
                     arch,
+                    gic: self.gic,
                     memory_mib: self.memory,
                     cpus: self.cpus,
                     show_console: self.console,
