@@ -13,9 +13,6 @@ pub use pl061::Pl061;
 
 use crate::bus::Access;
 
-/// Bytes of the address range of each.
-pub const SIZE: u64 = 0x1000;
-
 /// Peripheral and PrimeCell identification: eight registers of one byte each, from here on.
 const IDENTIFICATION: u64 = 0xFE0;
 /// The PrimeCell's half.
@@ -99,7 +96,7 @@ mod testing {
 
     /// Accesses that no driver makes have no effect, and do no harm.
     pub(super) fn accept_anything(device: &mut dyn IoDevice) {
-        for offset in (0..super::SIZE).chain([u64::MAX, 1 << 40]) {
+        for offset in (0..0x1000).chain([u64::MAX, 1 << 40]) {
             for len in [1, 2, 3, 4, 8, 16] {
                 let _ = device.read(offset, &mut vec![0; len]);
                 let _ = device.write(offset, &vec![0xFF; len]);

@@ -55,6 +55,9 @@ pub struct Pl011 {
     irq: IrqLine,
     output: Output,
     on_room: Box<dyn Fn() + Send>,
+    /// What the line was told last. An interrupt controller that has no processors yet takes no calls, and there may be
+    /// characters by then.
+    high: bool,
     // State.
     received: VecDeque<u8>,
     /// Characters were refused for want of room.
@@ -93,7 +96,7 @@ impl Pl011 {
     /// again for characters that [`Self::receive`] refused.
     pub fn new(irq: IrqLine, output: Output, on_room: Box<dyn Fn() + Send>) -> Self {
         let (received, state) = (VecDeque::new(), State::default());
-        Self { irq, output, on_room, received, starved: false, state }
+        Self { irq, output, on_room, high: false, received, starved: false, state }
     }
 
     /// Characters for the guest. Returns how many were taken; the rest is to be offered later.
@@ -117,8 +120,12 @@ impl Pl011 {
         rx | if self.state.tx { TX } else { 0 }
     }
 
-    fn update(&self) {
-        self.irq.set(self.raw_interrupts() & self.state.imsc != 0);
+    fn update(&mut self) {
+        let high = self.raw_interrupts() & self.state.imsc != 0;
+        if high != self.high {
+            self.high = high;
+            self.irq.set(high);
+        }
     }
 
     fn flags(&self) -> u32 {
@@ -228,6 +235,22 @@ mod tests {
         // The identity and mask of drivers/tty/serial/amba-pl011.c.
         assert_eq!(peripheral & 0x000F_FFFF, 0x0004_1011);
         accept_anything(&mut port);
+    }
+
+    /// On a GICv2, KVM takes a call before there are vCPUs for a sign that there will be none.
+    #[test]
+    fn characters_that_come_before_the_guest_runs_do_not_touch_the_line() {
+        struct Untouchable;
+        impl crate::irq::IrqSink for Untouchable {
+            fn set_level(&self, high: bool) {
+                panic!("set to {high}");
+            }
+        }
+        let irq = IrqLine::new(Arc::new(Untouchable));
+        let mut port = Pl011::new(irq, Box::new(Sink::default()), Box::new(|| ()));
+        port.reset();
+        assert_eq!(port.receive(b"early"), 5);
+        assert_eq!(read(&mut port, register::DR), u32::from(b'e'));
     }
 
     #[test]
