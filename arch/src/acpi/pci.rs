@@ -31,6 +31,8 @@ pub(super) fn host_bridge(pci: &PciHost) -> Encoded {
         name("_UID", &0u8),
         name("_SEG", &0u8),
         name("_BBN", &0u8),
+        // DMA is coherent, section 6.2.17: on Arm nothing goes without saying.
+        name("_CCA", &1u8),
         resources(&windows),
         interrupt_routes(&pci.interrupts),
     ];
