@@ -25,6 +25,10 @@ use crate::vm::StartError;
 const PINS: [Pin; 4] = [Pin::A, Pin::B, Pin::C, Pin::D];
 /// Slots of the root bus that devices can have.
 const SLOTS: RangeInclusive<u8> = 1..=30;
+/// MSI-X vectors of each device behind a bridge, at least. Where an ITS translates, all of them send as the bridge does,
+/// and Linux gives its id as many interrupts as the devices have that are there when the first of them is set up
+/// (`drivers/irqchip/irq-gic-v3-its-pci-msi.c`): this many are 4 for each slot.
+const VECTORS_BEHIND_BRIDGE: u16 = 128;
 /// Slot of the first bridge; the others follow it.
 pub(super) const FIRST_BRIDGE: u8 = 2;
 
@@ -118,6 +122,7 @@ impl Slots {
             memory: self.memory.clone(),
             msi: Arc::clone(&self.msi),
             requester: place.requester(),
+            vectors: if place.bridge.is_some() { VECTORS_BEHIND_BRIDGE } else { 0 },
             doorbells: Arc::clone(&self.doorbells),
             intx: self.lines[usize::from(place.interrupt(Pin::A))].driver(),
         };

@@ -40,6 +40,8 @@ pub struct Wiring {
     pub msi: Arc<dyn MsiSink>,
     /// Who sends them: the function's requester id.
     pub requester: u16,
+    /// Vectors to have at least.
+    pub vectors: u16,
     /// The line that pin INTA leads to.
     pub intx: IrqLine,
     /// Notifications.
@@ -70,14 +72,14 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// Make `device` a PCI function. It has a vector for each queue, and one for configuration changes.
+    /// Make `device` a PCI function. It has at least a vector for each queue, and one for configuration changes.
     ///
     /// # Panics
     /// The device has no or too many queues: a mistake in the device model.
     pub fn new(device: Box<dyn VirtioDevice>, wiring: Wiring) -> Self {
         let queues = device.queue_max_sizes().len();
         assert!((1..=layout::MAX_QUEUES).contains(&queues), "{queues} queues");
-        let msix = Msix::new(queues as u16 + 1, wiring.msi, wiring.requester);
+        let msix = Msix::new(wiring.vectors.max(queues as u16 + 1), wiring.msi, wiring.requester);
         let mut config = ConfigSpace::new(&identity(device.device_type()));
         config.set_interrupt_pin(Pin::A as u8);
         config.add_bar(layout::MSIX_BAR, BarKind::Memory32, msix.bar_size());

@@ -88,6 +88,7 @@ impl Driver {
         let doorbells = Arc::new(FakeDoorbells::default());
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let wiring = Wiring {
+            vectors: 0,
             memory: GuestMemoryHandle::new(memory),
             msi: Arc::clone(&msi) as Arc<dyn MsiSink>,
             requester: REQUESTER,
