@@ -2,8 +2,8 @@
 // Copyright The ecr Authors
 
 //! The functions by which software recognises a chipset: of a q35 the MCH host bridge (Intel 316966) and the ICH9
-//! LPC bridge (Intel 316972, chapter 13), of others QEMU's generic host bridge. Their registers read as firmware would have left them; what they
-//! decode is fixed by the board, so a guest cannot move it.
+//! LPC bridge (Intel 316972, chapter 13), of others QEMU's generic host bridge. Their registers read as firmware would
+//! have left them; what they decode is fixed by the board, so a guest cannot move it.
 
 use crate::bus::Access;
 use crate::pci::config::{ConfigSpace, Identity};

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::arch::MSI_FLAGS;
 
-/// The first GSI behind the pins of the I/O APIC.
+/// The first GSI behind the pins of the I/O APIC. On Arm there is none, but no need of them either.
 const FIRST_MSI_GSI: u32 = 24;
 /// KVM's own limit, `KVM_MAX_IRQ_ROUTES`.
 const MAX_GSI: u32 = 4096;

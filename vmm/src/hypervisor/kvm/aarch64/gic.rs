@@ -12,6 +12,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use ecr_arch::layout::Range;
+use ecr_arch::layout::virt::REDISTRIBUTOR_SIZE;
 use ecr_devices::irq::MsiSink;
 use kvm_bindings::{
     KVM_CREATE_DEVICE_TEST, KVM_DEV_ARM_ITS_CTRL_RESET, KVM_DEV_ARM_VGIC_CTRL_INIT,
@@ -35,8 +36,6 @@ use crate::hypervisor::{Gic, GicParts, GicSupport, Result};
 const V2: kvm_device_type = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2;
 const V3: kvm_device_type = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3;
 const ITS: kvm_device_type = kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS;
-/// Two pages of 64 KiB for each processor.
-const REDISTRIBUTOR_SIZE: u64 = 128 << 10;
 
 // kvm-ioctls would take the descriptor that a mere test does not yield.
 ioctl_iowr_nr!(KVM_CREATE_DEVICE, KVMIO, 0xe0, kvm_create_device);

@@ -12,6 +12,7 @@ use std::mem::offset_of;
 
 use ecr_arch::arm64::id::{AFFINITY_MASK, affinity};
 use ecr_arch::arm64::regs::{BootRegs, PSTATE};
+use ecr_arch::layout::virt::interrupt;
 use kvm_bindings::{
     KVM_ARM_IRQ_TYPE_SHIFT, KVM_ARM_IRQ_TYPE_SPI, KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2,
     KVM_ARM_VCPU_PTRAUTH_ADDRESS, KVM_ARM_VCPU_PTRAUTH_GENERIC, KVM_ARM_VCPU_SVE,
@@ -31,8 +32,6 @@ pub(super) const NO_KVM: &str =
     "this machine has no KVM: it needs a kernel with CONFIG_KVM that firmware starts at EL2";
 /// An ITS translates messages by who sends them.
 pub(super) const MSI_FLAGS: u32 = KVM_MSI_VALID_DEVID;
-/// Interrupts of each processor itself; shared ones follow.
-const PRIVATE_INTERRUPTS: u32 = 32;
 
 /// Encodings `op0, op1, CRn, CRm, op2` of system registers.
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
@@ -72,7 +71,7 @@ pub(super) fn create_vm(
 
 /// The number of shared peripheral interrupt `spi` in KVM_IRQ_LINE.
 pub(super) fn line(spi: u32) -> u32 {
-    KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (PRIVATE_INTERRUPTS + spi)
+    KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | (interrupt::SHARED + spi)
 }
 
 /// What else to say of a failed KVM_RUN.

@@ -8,12 +8,13 @@ use std::io;
 use std::sync::Arc;
 
 use ecr_arch::layout::Range;
+use ecr_arch::layout::virt::interrupt;
 use ecr_devices::irq::{MsiMessage, MsiRoute, MsiSink};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{PRIVATE_INTERRUPTS, line};
+use super::line;
 use crate::hypervisor::kvm::irq::os_error;
 
 /// The frame to which messages are sent.
@@ -32,7 +33,7 @@ impl Frame {
     /// The shared interrupt, counted from 0, that `message` raises.
     fn target(&self, message: MsiMessage) -> io::Result<u32> {
         let inside = message.address.wrapping_sub(self.at.base) < self.at.size;
-        let spi = message.data.checked_sub(PRIVATE_INTERRUPTS);
+        let spi = message.data.checked_sub(interrupt::SHARED);
         spi.filter(|_| inside && message.data < self.interrupts).ok_or_else(|| {
             let MsiMessage { address, data, .. } = message;
             let text = format!("no interrupt is raised by {data:#x} at {address:#x}");
@@ -73,7 +74,12 @@ impl MsiRoute for Route {
     }
 
     fn set(&self, message: Option<MsiMessage>) -> io::Result<()> {
-        let wanted = message.map(|message| self.frame.target(message)).transpose()?;
+        // The guest chose the message, so it can have one that leads nowhere, at will.
+        let target = |message| {
+            let target = self.frame.target(message);
+            target.inspect_err(|error| log::debug!("route an MSI: {error}")).ok()
+        };
+        let wanted = message.and_then(target);
         let mut armed = self.armed.lock();
         if *armed == wanted {
             return Ok(());
