@@ -52,8 +52,8 @@ pub(crate) struct Machine {
     hypervisor: Arc<dyn Hypervisor>,
     /// What the first vCPU says of itself.
     facts: VcpuFacts,
-    /// The guest has ACPI.
-    acpi: bool,
+    /// Where the guest has no ACPI: what to do for it to have it.
+    without_acpi: Option<&'static str>,
     vm: Arc<dyn Vm>,
 }
 
@@ -110,7 +110,7 @@ impl Machine {
             mailbox: Arc::clone(mailbox),
             hypervisor,
             facts: VcpuFacts::default(),
-            acpi: true,
+            without_acpi: None,
             vm: Arc::clone(&vm),
         };
         machine.plug_all()?;
@@ -174,7 +174,7 @@ impl Machine {
             .boot(&request)
             .map_err(|source| StartError::Kernel { path: kernel.path().to_owned(), source })?;
         self.boot.load(&boot.loads, &self.memory.view())?;
-        self.acpi = boot.acpi;
+        self.without_acpi = boot.without_acpi;
         Ok(boot.setups)
     }
 

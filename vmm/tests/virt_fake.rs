@@ -102,17 +102,17 @@ fn acpi_the_device_tree_and_registers_agree_on_where_things_are() {
 }
 
 #[test]
-fn a_kernel_that_can_is_asked_to_use_acpi_and_the_user_has_the_last_word() {
+fn a_kernel_that_can_is_asked_to_use_acpi() {
     let mut rig = Rig::new();
-    rig.config.boot.cmdline = "quiet acpi=off".into();
+    rig.config.boot.cmdline = "quiet".into();
     let reason = run(&rig, |cpu| {
-        assert_eq!(bootargs(cpu), "acpi=on quiet acpi=off\0");
+        assert_eq!(bootargs(cpu), "acpi=on quiet\0");
         power_off(cpu)
     });
     assert_eq!(reason, ShutdownReason::GuestShutdown);
 }
 
-/// Neither a kernel without EFI nor a machine without ACPI has tables.
+/// Neither a kernel without EFI, nor a machine without ACPI, nor a kernel that is told so has tables.
 #[test]
 fn without_acpi_there_is_the_device_tree_alone() {
     let mut without_efi = Rig::new();
@@ -123,23 +123,31 @@ fn without_acpi_there_is_the_device_tree_alone() {
     let mut without_acpi = Rig::new();
     without_acpi.config.acpi = false;
     without_acpi.config.boot.cmdline = "quiet".into();
-    for mut rig in [without_efi, without_acpi] {
+    let mut told = Rig::new();
+    told.config.boot.cmdline = "quiet acpi=off".into();
+    for (mut rig, remedy) in [
+        (without_efi, "CONFIG_ACPI"),
+        (without_acpi, "leave acpi on"),
+        (told, "take acpi=off out of the kernel's command line"),
+    ] {
         rig.config.bridges = 1;
-        let (vm, _) = rig.start(|cpu| {
+        let cmdline = rig.config.boot.cmdline.clone();
+        let (vm, _) = rig.start(move |cpu| {
             assert_eq!(property(cpu, TREE, "chosen", "linux,uefi-system-table"), None);
-            assert_eq!(bootargs(cpu), "quiet\0");
+            assert_eq!(bootargs(cpu), format!("{cmdline}\0"));
             power_off(cpu)
         });
         let late = Command::AddDisk(disk("late", rig.image("late.img")));
         let text = vm.send(late).unwrap_err().to_string();
         assert!(text.contains("would not learn of new devices"), "{text}");
+        assert!(text.contains(remedy), "{text}");
         vm.send(Command::Cont).unwrap();
         assert_eq!(vm.wait(), ShutdownReason::GuestShutdown);
         let image = rig.dir.path().join("image");
         fs::File::create(&image).unwrap().set_len(2 * MIB).unwrap();
         rig.config.nvdimm = Some(NvdimmConfig { id: "image".into(), path: image });
         let text = refusal(&rig, Fake::new());
-        assert!(text.contains("persistent memory") && text.contains("CONFIG_ACPI"), "{text}");
+        assert!(text.contains("persistent memory") && text.contains(remedy), "{text}");
     }
 }
 
@@ -281,7 +289,9 @@ fn the_interrupt_controller_is_the_one_that_is_asked_for() {
     for (wanted, support, cpus, words) in [
         (GicVersion::V3, old, 1, "gic-version=3 was asked for"),
         (GicVersion::V2, without_its, 1, "gic-version=2 was asked for"),
-        (GicVersion::Host, none, 1, "has none for guests"),
+        (GicVersion::Host, none, 1, "no interrupt controller for guests"),
+        (GicVersion::V3, none, 1, "no interrupt controller for guests"),
+        (GicVersion::Host, all, 513, "more than the 512"),
         (GicVersion::Host, old, 9, "at most 8"),
         (GicVersion::V2, all, 9, "GICv2 can interrupt"),
     ] {

@@ -160,14 +160,15 @@ pub enum BootError {
         /// Size of a page in KiB.
         kib: u32,
     },
-    /// The guest would not find something without ACPI, and its kernel cannot read ACPI's tables.
+    /// The guest would not find something without ACPI, which it does not use.
     #[error(
-        "this guest boots from a device tree alone, which does not tell it of {what}: use a kernel built with CONFIG_EFI and \
-         CONFIG_ACPI, or do without"
+        "this guest boots from a device tree alone, which does not tell it of {what}: {remedy}, or do without"
     )]
     NeedsAcpi {
         /// What it would not find, and what can be done instead.
         what: &'static str,
+        /// What to do for it to use ACPI.
+        remedy: &'static str,
     },
     /// A table for the guest is larger than the room for it.
     #[error("{what}: {problem}")]

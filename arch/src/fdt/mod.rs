@@ -55,8 +55,9 @@ pub struct Chosen<'a> {
     pub cmdline: &'a str,
     /// Its initial RAM disk.
     pub initrd: Option<Range>,
-    /// Random bytes, never used before: for the place of the kernel, and for its generator.
-    pub seed: Seed,
+    /// Random bytes, never used before: for the place of the kernel, and for its generator. Linux takes whatever is
+    /// here for random.
+    pub seed: Option<Seed>,
     /// Tables as EFI firmware would leave them.
     pub efi: Option<EfiTables>,
 }
@@ -161,8 +162,10 @@ fn chosen(fdt: &mut FdtWriter, machine: &Description<'_>) -> Outcome {
         fdt.property_u64("linux,initrd-start", initrd.base)?;
         fdt.property_u64("linux,initrd-end", initrd.end())?;
     }
-    fdt.property_u64("kaslr-seed", chosen.seed.kaslr)?;
-    fdt.property("rng-seed", &chosen.seed.rng)?;
+    if let Some(seed) = &chosen.seed {
+        fdt.property_u64("kaslr-seed", seed.kaslr)?;
+        fdt.property("rng-seed", &seed.rng)?;
+    }
     if let Some(efi) = &chosen.efi {
         let size = u32::try_from(efi.memory_map.size).unwrap_or(u32::MAX);
         fdt.property_u64("linux,uefi-system-table", efi.system_table)?;

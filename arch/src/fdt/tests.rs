@@ -37,7 +37,7 @@ fn machine(cpus: u32, gic: Gic) -> Description<'static> {
         chosen: Chosen {
             cmdline: "console=hvc0 quiet",
             initrd: Some(Range::new(0x4160_0000, 5000)),
-            seed: Seed { kaslr: 0x0123_4567_89AB_CDEF, rng: [0x5A; 32] },
+            seed: Some(Seed { kaslr: 0x0123_4567_89AB_CDEF, rng: [0x5A; 32] }),
             efi: Some(EfiTables {
                 system_table: 0x4148_0000,
                 memory_map: Range::new(0x4148_1000, 240),

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use ecr_arch::layout::virt;
 use ecr_devices::backend::unix_socket;
 
 use super::{
@@ -133,6 +134,12 @@ impl VmConfig {
             }
         }
         let cpus = self.cpus.max;
+        if self.machine == MachineType::Virt && cpus > virt::MAX_CPUS {
+            let most = virt::MAX_CPUS;
+            let problem =
+                format!("{cpus} is more than the {most} that the machine type virt can have");
+            return refuse("cpus.max", problem);
+        }
         if self.gic == GicVersion::V2 && cpus > GIC_V2_CPUS {
             let problem = format!(
                 "{cpus} is more than the {GIC_V2_CPUS} that a GICv2 can interrupt: use fewer, or another GIC"

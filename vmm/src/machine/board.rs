@@ -58,6 +58,7 @@ pub(super) struct Boot {
     pub(super) loads: Vec<Load>,
     /// One for each vCPU, in order.
     pub(super) setups: Vec<VcpuSetup>,
-    /// The machine is described by ACPI, through which alone a guest learns of devices that come and go.
-    pub(super) acpi: bool,
+    /// Where the machine is not described by ACPI, through which alone a guest learns of devices that come and go: what
+    /// to do to have it.
+    pub(super) without_acpi: Option<&'static str>,
 }

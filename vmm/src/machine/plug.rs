@@ -81,10 +81,10 @@ impl Machine {
         if self.board.slots().has_device(&id) {
             return Err(CommandError::Failed(format!("Duplicate device ID '{id}'")));
         }
-        if !self.acpi {
-            let text = "this guest boots from a device tree alone, and would not learn of new devices: use a kernel built \
-                        with CONFIG_EFI and CONFIG_ACPI";
-            return Err(CommandError::Failed(text.into()));
+        if let Some(remedy) = self.without_acpi {
+            return Err(CommandError::Failed(format!(
+                "this guest boots from a device tree alone, and would not learn of new devices: {remedy}"
+            )));
         }
         let place = self.board.slots().reserve(path)?;
         let mut config = self.config.clone();

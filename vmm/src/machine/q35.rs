@@ -257,7 +257,7 @@ impl Board for Q35 {
             })
         };
         let setups = (0..config.cpus.boot).map(setup).collect();
-        Ok(Boot { loads: plan.loads, setups, acpi: true })
+        Ok(Boot { loads: plan.loads, setups, without_acpi: None })
     }
 
     fn assign_bars(&self) -> Result<(), NoRoom> {

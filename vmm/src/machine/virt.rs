@@ -158,10 +158,11 @@ impl Board for Virt {
             ram: self.map.ram,
             mmfr0: request.facts.mmfr0,
         })?;
-        plan.loads.extend(self.tables(request, &plan)?);
+        let without_acpi = tables::without_acpi(config, &plan);
+        plan.loads.extend(self.tables(request, &plan, without_acpi)?);
         let setup = |index| VcpuSetup::Arm((index == 0).then_some(plan.regs));
         let setups = (0..config.cpus.boot).map(setup).collect();
-        Ok(Boot { loads: plan.loads, setups, acpi: config.acpi && plan.efi })
+        Ok(Boot { loads: plan.loads, setups, without_acpi })
     }
 
     fn assign_bars(&self) -> Result<(), NoRoom> {

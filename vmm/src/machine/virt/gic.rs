@@ -19,20 +19,21 @@ pub(super) fn choose(
     host: GicSupport,
 ) -> Result<Gic, StartError> {
     let parts = match config.gic {
-        GicVersion::V3 if host.v3 => v3(map, host),
-        GicVersion::Host if host.v3 => v3(map, host),
+        GicVersion::V3 | GicVersion::Host if host.v3 => v3(map, host),
         GicVersion::V2 | GicVersion::Host if host.v2 => v2(config)?,
-        GicVersion::Host => {
-            return refuse("a GIC was asked for, but this host's KVM has none for guests");
-        }
-        GicVersion::V3 => {
+        GicVersion::V3 if host.v2 => {
             return refuse(
                 "gic-version=3 was asked for, but this host's KVM has a GICv2 alone for guests: use gic-version=host or 2",
             );
         }
-        GicVersion::V2 => {
+        GicVersion::V2 if host.v3 => {
             return refuse(
                 "gic-version=2 was asked for, but this host's KVM has a GICv3 alone for guests: use gic-version=host or 3",
+            );
+        }
+        _ => {
+            return refuse(
+                "this host's KVM has no interrupt controller for guests: use another host",
             );
         }
     };

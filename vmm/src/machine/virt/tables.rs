@@ -15,37 +15,53 @@ use ecr_arch::layout::virt::{self as map, interrupt};
 
 use super::super::board::BootRequest;
 use super::{HOTPLUG, POWER_KEY, Virt, gic};
+use crate::config::VmConfig;
 
-/// Makes Linux prefer ACPI to a device tree that is more than empty, and fall back to that where it has no ACPI. Whoever
-/// writes `acpi=` behind it has the last word.
+/// Makes Linux prefer ACPI to a device tree that is more than empty, and fall back to that where it has no ACPI.
 const PREFER_ACPI: &str = "acpi=on ";
 
+/// Where a guest boots from the device tree alone: what to do to change that.
+pub(super) fn without_acpi(config: &VmConfig, plan: &BootPlan) -> Option<&'static str> {
+    if !config.acpi {
+        Some("leave acpi on")
+    } else if config.boot.cmdline.split_ascii_whitespace().any(|word| word == "acpi=off") {
+        Some("take acpi=off out of the kernel's command line")
+    } else if !plan.efi {
+        log::warn!(
+            "the kernel has no EFI stub, so it cannot find ACPI's tables: it boots from the device tree, and devices \
+             cannot be added while it runs"
+        );
+        Some("use a kernel built with CONFIG_EFI and CONFIG_ACPI")
+    } else {
+        None
+    }
+}
+
 impl Virt {
-    /// All tables, as they lie in memory.
+    /// All tables, as they lie in memory; those of ACPI unless `without_acpi`.
     pub(super) fn tables(
         &self,
         request: &BootRequest<'_>,
         plan: &BootPlan,
+        without_acpi: Option<&'static str>,
     ) -> Result<Vec<Load>, BootError> {
         let config = request.config;
-        let acpi = config.acpi && plan.efi;
-        if config.acpi && !plan.efi {
-            log::warn!(
-                "the kernel has no EFI stub, so it cannot find ACPI's tables: it boots from the device tree, and devices \
-                 cannot be added while it runs"
-            );
-        }
-        if !acpi && !self.map.nvdimms.is_empty() {
+        let acpi = without_acpi.is_none();
+        if let Some(remedy) = without_acpi
+            && !self.map.nvdimms.is_empty()
+        {
             let what = "persistent memory (an image can be a disk as well)";
-            return Err(BootError::NeedsAcpi { what });
+            return Err(BootError::NeedsAcpi { what, remedy });
         }
         let mut loads = Vec::new();
         let efi =
             if acpi { Some(self.efi_tables(config.cpus.boot, plan, &mut loads)?) } else { None };
-        let cmdline = [if acpi { PREFER_ACPI } else { "" }, &config.boot.cmdline].concat();
-        if cmdline.len() > CMDLINE_MAX {
-            return Err(BootError::CmdlineTooLong { length: cmdline.len(), limit: CMDLINE_MAX });
+        let prefix = if acpi { PREFER_ACPI } else { "" };
+        let (length, limit) = (config.boot.cmdline.len(), CMDLINE_MAX - prefix.len());
+        if length > limit {
+            return Err(BootError::CmdlineTooLong { length, limit });
         }
+        let cmdline = [prefix, &config.boot.cmdline].concat();
         let chosen = Chosen { cmdline: &cmdline, initrd: plan.initrd, seed: seed(), efi };
         let tree = self.device_tree(config.cpus.boot, chosen)?;
         loads.push(load("the device tree", plan.fdt, tree)?);
@@ -140,14 +156,14 @@ fn load(what: &'static str, room: Range, bytes: Vec<u8>) -> Result<Load, BootErr
     Ok(Load { what, address: room.base, source: Source::Bytes(bytes) })
 }
 
-/// Random bytes for one boot.
-fn seed() -> Seed {
+/// Random bytes for one boot. Early in the host's life there may be none; then the guest has its own sources.
+fn seed() -> Option<Seed> {
     let mut bytes = [0; 40];
-    // Early in the host's life there may be none; then the guest has its own sources.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+    filled.ok().filter(|&count| count == bytes.len())?;
     let (kaslr, rng) = bytes.split_at(8);
-    Seed {
+    Some(Seed {
         kaslr: kaslr.iter().fold(0, |seed, &byte| seed << 8 | u64::from(byte)),
         rng: std::array::from_fn(|index| rng[index]),
-    }
+    })
 }
