@@ -11,6 +11,7 @@ use ecr_tests::guest::Boot;
 use ecr_tests::place::KERNEL;
 use ecr_tests::qmp::Qmp;
 use ecr_tests::skip::skip;
+use serde_json::json;
 
 use crate::{BAD_ARGUMENTS, ends_well, place, powers_off, value};
 
@@ -161,6 +162,46 @@ fn messages_of_8_devices_come_through_the_its() -> Result<()> {
         skip("this host has a GICv2");
     }
     messages_of_8_devices_come_through("ITS-PCI-MSIX", &["virt", "virt,acpi=off"])
+}
+
+/// All behind a bridge send as the bridge does, and the guest makes room for that sender once.
+#[test]
+#[ignore = "boots a guest"]
+fn messages_of_devices_behind_a_bridge_come_through_the_its() -> Result<()> {
+    only_on_virt();
+    if messages_of_this_host()? != "ITS-PCI-MSIX" {
+        skip("this host has a GICv2");
+    }
+    let scratch = tempfile::tempdir()?;
+    let socket = scratch.path().join("qmp.sock");
+    let mut guest = Boot::kernel(&place(), KERNEL)
+        .image(&place(), "pmem")
+        .with(&["--bridges", "1"])
+        .qmp(&socket)
+        .script(
+            "echo LISTENING=yes; for n in a b c; do until [ -b /dev/vd$n ]; do sleep 0.05; done; \
+             dd if=/dev/vd$n of=/dev/null bs=4k count=1 2>/dev/null; done; cat /proc/interrupts; echo DONE=yes",
+        )
+        .start()?;
+    guest.wait_for("LISTENING=yes")?;
+    let mut qmp = Qmp::connect(&socket)?;
+    for name in ["a", "b", "c"] {
+        let disk = scratch.path().join(name);
+        fs::File::create(&disk)?.set_len(1 << 20)?;
+        qmp.execute_with(
+            "blockdev-add",
+            &json!({"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": disk}}),
+        )?;
+        qmp.execute_with(
+            "device_add",
+            &json!({"driver": "virtio-blk-pci", "id": name, "drive": name, "bus": "pci-bridge-0"}),
+        )?;
+    }
+    guest.wait_for("DONE=yes")?;
+    let said = ends_well(guest)?;
+    let heard = heard_of(&said, "ITS-PCI-MSIX-0000:01:");
+    ensure!(heard.len() == 3, "{heard:?}:\n{said}");
+    Ok(())
 }
 
 fn only_on_a_gicv2() -> Result<()> {
