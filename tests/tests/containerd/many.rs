@@ -18,7 +18,7 @@ tests_on! {
 /// How many, on hardware and in an emulated host, whose one processor boots ten guests in minutes. What is left behind or
 /// mixed up shows with fewer as well.
 const AT_ONCE: (usize, usize) = (20, 10);
-const CYCLES: (usize, usize) = (100, 30);
+const CYCLES: (usize, usize) = (100, 14);
 /// Of those cycles, at one time: as many as keep two processors busy.
 const LANES: usize = 2;
 
