@@ -80,6 +80,10 @@ fn run_as_init(before: Duration) -> Result<()> {
     let options = Options::from_kernel_command_line()?;
     log::set_max_level(options.log);
     modules::load_listed()?;
+    // The runtime may tell it later.
+    if let Err(error) = clock::set_from_host() {
+        log::warn!("the time of day is not known: {error:#}");
+    }
     if root::on_initial_ram_disk()? {
         match &options.root {
             Some(root) => drop(root::switch(root)?), // Returns only with an error.

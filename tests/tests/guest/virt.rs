@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, ensure};
 use ecr_tests::guest::Boot;
@@ -18,8 +19,11 @@ use crate::{BAD_ARGUMENTS, ends_well, place, powers_off, value};
 /// Which of the two a guest uses.
 const DESCRIPTION: &str = "[ -e /sys/firmware/acpi/tables/APIC ] && echo BY=acpi; \
                            [ -e /sys/firmware/devicetree/base/psci ] && echo BY=tree; \
-                           echo CPUS=$(nproc); echo MEMORY=$(grep MemTotal /proc/meminfo); \
+                           echo TIME=$(date +%s); echo CPUS=$(nproc); echo MEMORY=$(grep MemTotal /proc/meminfo); \
                            echo HOST=$(ls -d /sys/devices/pci0000:00 /sys/devices/platform/*/pci0000:00)";
+
+/// In seconds: guests and hosts agree better than that, and those without a clock not at all.
+const DAY: u64 = 86_400;
 
 fn only_on_virt() {
     if !cfg!(target_arch = "aarch64") {
@@ -32,6 +36,8 @@ fn described_by(boot: Boot, by: &str, cpus: &str, host: &str) -> Result<String> 
     for (key, wanted) in [("BY", by), ("CPUS", cpus), ("HOST", host)] {
         ensure!(value(&said, key)? == wanted, "{key} is not {wanted}:\n{said}");
     }
+    let (time, host) = (value(&said, "TIME")?.parse::<u64>()?, UNIX_EPOCH.elapsed()?.as_secs());
+    ensure!(time.abs_diff(host) < DAY, "it is {time} in the guest, and {host} here:\n{said}");
     Ok(said)
 }
 

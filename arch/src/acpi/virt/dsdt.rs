@@ -23,8 +23,7 @@ const POWER_BUTTON: &str = "\\_SB_.PWRB";
 const SELECTOR: [u8; 4] = *b"ESEL";
 const SELECTOR_BITS: usize = 32;
 
-/// The clock is not here: ACPI has no name for a PL031. Such a guest learns the time from its agent, or from KVM's clock,
-/// `/dev/ptp0`.
+/// The clock is not here: ACPI has no name for a PL031. Such a guest learns the time from KVM's clock, `/dev/ptp0`.
 pub(super) fn dsdt(machine: &Description) -> Sdt {
     let mut system: Vec<Encoded> = (0..machine.cpus).map(processor).collect();
     system.extend(machine.uart.as_ref().map(uart));
